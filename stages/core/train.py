@@ -1,0 +1,120 @@
+"""One optimisation loop for every stage and for the sprites models.
+
+Randomness is a function of (seed, step): the loop hands each step its own generator, so a run that was killed and
+resumed from a checkpoint draws the very numbers that the calm run would have drawn.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import Interrupted, NumericError
+from .report import Report, silent
+
+KEEP = 2            # checkpoints kept: the newest and the one before it
+
+
+def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """The generator of one step. Neighbouring seeds and steps give unrelated streams (splitmix64 of both)."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    return torch.Generator(device).manual_seed((z ^ (z >> 27)) & (2**63 - 1))
+
+
+def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,
+        optimizer: torch.optim.Optimizer, steps: int, seed: int, checkpoints: Path | None = None,
+        identity: str = "", every_seconds: float = 60.0, clip: float | None = 1.0,
+        rate: Callable[[int], float] = lambda step: 1.0, after_step: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False, report: Report = silent) -> list[dict[str, float]]:
+    """Minimise losses_at(step, generator)["loss"] over the named parameters, in place -> the curve, a row per step.
+
+    losses_at returns named scalars; "loss" is what is minimised. rate(step) scales every group's learning rate.
+    checkpoints: a folder; where it holds a whole checkpoint of the same `identity` (a hash of what defines this run),
+    the loop goes on from there. stop() is asked after every step: True saves and raises Interrupted.
+    Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
+    """
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    curve = _restore(checkpoints, identity, parameters, optimizer, report) if checkpoints else []
+    saved_at = time.monotonic()
+    for step in range(len(curve), steps):
+        for group, base in zip(optimizer.param_groups, base_rates):
+            group["lr"] = base * rate(step)
+        losses = losses_at(step, generator_at(seed, step))
+        losses["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip if clip else math.inf)
+        row = {name: float(value.detach()) for name, value in losses.items()}
+        if not all(map(math.isfinite, row.values())) or not bool(torch.isfinite(norm)):
+            if checkpoints:
+                _save(checkpoints, identity, parameters, optimizer, curve)
+            raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {float(norm):.4g}",
+                               f"lower the learning rate (now {base_rates[0]:.3g}) or train in float32; "
+                               "nothing of this step was applied")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        curve.append(row)
+        if after_step:
+            after_step(step)
+        report(step=step + 1, of=steps, **row)
+        stopping = stop() and step + 1 < steps
+        if checkpoints and (stopping or time.monotonic() - saved_at > every_seconds):
+            _save(checkpoints, identity, parameters, optimizer, curve)
+            saved_at = time.monotonic()
+        if stopping:
+            raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on from there")
+    return curve
+
+
+def named_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and optimizer state as one flat dict of tensors: what a checkpoint holds (no pickle)."""
+    out = {f"value/{name}": p.detach() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for key, value in optimizer.state.get(p, {}).items():
+            out[f"state/{name}/{key}"] = torch.as_tensor(value)
+    return out
+
+
+def _save(folder: Path, identity: str, parameters, optimizer, curve) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{len(curve):07d}.safetensors"
+    partial = target.with_suffix(".partial")
+    tensors = {k: v.contiguous().cpu().clone() for k, v in named_state(parameters, optimizer).items()}
+    save_file(tensors, partial, metadata={"identity": identity, "curve": json.dumps(curve)})
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(target)
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
+        old.unlink()
+
+
+def _restore(folder: Path, identity: str, parameters, optimizer, report: Report) -> list[dict[str, float]]:
+    """Load the newest whole checkpoint of this identity into parameters and optimizer -> its curve ([] if none)."""
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, "pt") as file:
+                meta = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118 (no iterator)
+        except (SafetensorError, OSError) as damage:
+            report(note=f"checkpoint {path.name} is damaged ({damage}); the one before it is used")
+            continue
+        if meta.get("identity") != identity:
+            continue
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(tensors[f"value/{name}"])
+                slots = {key.rsplit("/", 1)[1]: value for key, value in tensors.items()
+                         if key.startswith(f"state/{name}/")}
+                if slots:
+                    optimizer.state[p] = {k: v if k == "step" else v.to(p) for k, v in slots.items()}
+        curve = json.loads(meta["curve"])
+        report(note=f"going on from step {len(curve)}")
+        return curve
+    return []
