@@ -75,7 +75,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, frames):
     noisy = video.enlarge(frames, 2)
     path = encode(tmp_path / "a.mp4", noisy ^ np.random.default_rng(0).integers(0, 64, noisy.shape, np.uint8))
     data = bytearray(path.read_bytes())
-    data[len(data) // 2:len(data) // 2 + 4000] = bytes(4000)
+    data[len(data) // 3:2 * len(data) // 3] = bytes(2 * len(data) // 3 - len(data) // 3)
     (tmp_path / "holes.mp4").write_bytes(data)
     (tmp_path / "text.mp4").write_text("this is no video " * 100)
     (tmp_path / "text.png").write_text("this is no picture")
