@@ -99,8 +99,9 @@ def target_prompt(text: str, classes: Mapping[str, str]) -> TargetPrompt:
             continue
         if names[0] not in classes:
             known = ", ".join(f"<{name}>" for name in classes) or "none yet"
-            raise BadInput(f"the prompt '{text}' names <{names[0]}>, which is no subject of this project (known: {known})",
-                           f"add it under 'subjects:' in project.yaml, or run: videomage learn-subject {names[0]} IMAGES...")
+            raise BadInput(f"the prompt '{text}' names <{names[0]}>, which is no subject here (known: {known})",
+                           "add it under 'subjects:' in project.yaml, then run: "
+                           f"videomage learn-subject {names[0]} IMAGES...")
         filled = word.replace(f"<{names[0]}>", " ".join(classes[names[0]].split())).split()
         pairs.append((names[0], range(index, index + 1), range(len(plain), len(plain) + len(filled))))
         plain += filled

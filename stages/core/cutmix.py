@@ -1,0 +1,115 @@
+"""CutMix compositions of two single-subject videos (METHOD 4, supplement 7.1): numpy in, numpy out.
+
+The paper cuts both subjects out by mask and places them "onto a clean background video" with "some degree of overlap".
+**Ours**: the clean background is the rear subject's own video with the subject taken out (each hidden pixel becomes the
+median over the frames that show it; what no frame shows grows in from its surroundings); place, scale and who is in
+front are drawn at random, and among random placements the first within the allowed overlap is taken.
+Frames: uint8 (F, H, W, 3). Masks: bool (F, H, W). Shifts and boxes are in pixels.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+TRIES = 64
+SCALES = (0.5, 1.0)        # of the subject's size in its own video
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One subject in its video: frames (F, H, W, 3) uint8 and masks (F, H, W) bool of where it is."""
+
+    frames: np.ndarray
+    masks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Composition:
+    """frames (F, H, W, 3) uint8; masks (2, F, H, W) bool: what is VISIBLE of the first and of the second subject."""
+
+    frames: np.ndarray
+    masks: np.ndarray
+
+
+def cutmix(first: Cut, second: Cut, rng: np.random.Generator, overlap: float) -> Composition:
+    """Both subjects in one video. overlap: the largest share of the smaller subject's pixels that may be shared."""
+    cuts = (first, second)
+    front = int(rng.integers(2))
+    best, least = None, np.inf
+    for _ in range(TRIES):
+        placed = [place(cut, float(rng.uniform(*SCALES)), rng) for cut in cuts]
+        shared = overlap_share(placed[0].masks, placed[1].masks)
+        if shared < least:
+            best, least = placed, shared
+        if shared <= overlap:
+            break
+    return compose(best[0], best[1], front, clean_background(cuts[1 - front]))
+
+
+def compose(first: Cut, second: Cut, front: int, background: np.ndarray) -> Composition:
+    """Paint rear, then front: the front subject hides what it covers. front: 0 or 1, the index of the front subject."""
+    placed, rear = (first, second), 1 - front
+    frames = background.copy()
+    for n in (rear, front):
+        frames[placed[n].masks] = placed[n].frames[placed[n].masks]
+    masks = np.stack([first.masks, second.masks])
+    masks[rear] &= ~masks[front]
+    return Composition(frames, masks)
+
+
+def place(cut: Cut, scale: float, rng: np.random.Generator) -> Cut:
+    """The subject, scaled, somewhere wholly inside the frame; its own movement is kept (same shapes)."""
+    count, height, width = cut.masks.shape
+    rows, columns = (np.flatnonzero(cut.masks.any(axis)) for axis in ((0, 2), (0, 1)))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    tall, wide = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    y, x = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    frames, masks = np.zeros_like(cut.frames), np.zeros_like(cut.masks)
+    for f in range(count):
+        picture = Image.fromarray(cut.frames[f, top:bottom, left:right])
+        mask = Image.fromarray(cut.masks[f, top:bottom, left:right].astype(np.uint8) * 255)
+        frames[f, y:y + tall, x:x + wide] = picture.resize((wide, tall), Image.Resampling.BILINEAR)
+        masks[f, y:y + tall, x:x + wide] = np.asarray(mask.resize((wide, tall), Image.Resampling.BILINEAR)) > 127
+    return Cut(frames, masks)
+
+
+def overlap_share(a: np.ndarray, b: np.ndarray) -> float:
+    """Shared pixels as a share of the smaller subject's, over all frames."""
+    return float((a & b).sum() / max(1, min(a.sum(), b.sum())))
+
+
+def clean_background(cut: Cut) -> np.ndarray:
+    """The video without its subject -> uint8 (F, H, W, 3). The mask is grown a little first, for its soft edge."""
+    hidden = grow(cut.masks, max(1, cut.masks.shape[1] // 32))
+    shown = np.where(hidden[..., None], np.nan, cut.frames.astype(np.float32))
+    known = ~hidden.all(0)
+    still = np.full(cut.frames.shape[1:], 127.0, np.float32)              # where nothing at all is known: mid grey
+    still[known] = np.nanmedian(shown[:, known], 0)
+    still = _fill(still, known)
+    return np.where(hidden[..., None], np.round(still).astype(np.uint8), cut.frames)
+
+
+def grow(masks_FHW: np.ndarray, by: int) -> np.ndarray:
+    """Masks widened by `by` pixels in the four directions."""
+    for _ in range(by):
+        p = np.pad(masks_FHW, ((0, 0), (1, 1), (1, 1)))
+        masks_FHW = p[:, 1:-1, 1:-1] | p[:, 2:, 1:-1] | p[:, :-2, 1:-1] | p[:, 1:-1, 2:] | p[:, 1:-1, :-2]
+    return masks_FHW
+
+
+def _fill(picture_HW3: np.ndarray, known_HW: np.ndarray) -> np.ndarray:
+    """Unknown pixels take the mean of their known neighbours, ring by ring."""
+    picture, known = picture_HW3.copy(), known_HW.copy()
+    while known.any() and not known.all():
+        total, count = np.zeros_like(picture), np.zeros(known.shape, np.float32)
+        p = np.pad(np.where(known[..., None], picture, 0), ((1, 1), (1, 1), (0, 0)))
+        k = np.pad(known, 1)
+        for y, x in ((0, 1), (2, 1), (1, 0), (1, 2)):
+            total += p[y:y + known.shape[0], x:x + known.shape[1]]
+            count += k[y:y + known.shape[0], x:x + known.shape[1]]
+        ring = ~known & (count > 0)
+        picture[ring] = total[ring] / count[ring][:, None]
+        known |= ring
+    return picture
