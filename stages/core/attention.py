@@ -1,0 +1,154 @@
+"""Reading attention maps inside a scope, without leaving a trace.
+
+A map is recomputed from what the layer's to_q and to_k gave, softmax(q k^T / sqrt d): the module's own processor stays
+as it is, and gradients flow from the maps to everything before them. What is watched is a Site of a backbone: any
+module with `to_q`, `to_k`, `heads` and `scale`.
+
+Legend: B batch, F frames, h w latent cells, N = h w, L text tokens, A heads.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer. name: its path in the denoiser. kind: what it attends to, the same cells (self) or the text
+    (cross). axis: over what one row of its batch extends, the cells of a frame (space) or the frames of a cell (time)."""
+
+    name: str
+    kind: Literal["self", "cross"]
+    axis: Literal["space", "time"]
+
+
+@contextmanager
+def watch(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
+    """with watch(model, sites) as maps: one forward; then maps[site.name] are the probabilities of that forward.
+
+    Shapes: cross over space (B F, A, N, L); self over time (B N, A, F, F). The graph is kept. Open it inside the scope
+    that applies a LoRA, not around it: hooks run in the order in which they were set, and the map must see the LoRA.
+    """
+    maps: dict[str, Tensor] = {}
+    handles = []
+
+    def listen(name: str, layer: nn.Module) -> None:
+        queries: list[Tensor] = []
+
+        def on_query(module: nn.Module, args: tuple, q: Tensor) -> None:
+            queries[:] = [q]
+
+        def on_key(module: nn.Module, args: tuple, k: Tensor) -> None:
+            maps[name] = probabilities(queries.pop(), k, layer.heads, layer.scale)
+
+        handles.append(layer.to_q.register_forward_hook(on_query))
+        handles.append(layer.to_k.register_forward_hook(on_key))
+
+    try:
+        for site in sites:
+            listen(site.name, model.get_submodule(site.name))
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def probabilities(q: Tensor, k: Tensor, heads: int, scale: float) -> Tensor:
+    """softmax(scale q k^T): q (R, n, D), k (R, m, D) of R rows -> (R, A, n, m)."""
+    q_RAnd, k_RAmd = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    return (scale * q_RAnd @ k_RAmd.mT).softmax(-1)
+
+
+class _Stop(BaseException):
+    """Ends a forward. A BaseException, so that no `except Exception` on the way takes it for a failure."""
+
+
+@contextmanager
+def stop_after(model: nn.Module, site: Site | str) -> Iterator[None]:
+    """The forward run inside ends after this layer, and the body of the `with` with it: what lies deeper in the network
+    is not computed."""
+    stop = _Stop()
+
+    def on_output(module: nn.Module, args: tuple, output: Tensor) -> None:
+        raise stop
+
+    handle = model.get_submodule(getattr(site, "name", site)).register_forward_hook(on_output)
+    try:
+        yield
+    except _Stop as stopped:
+        if stopped is not stop:
+            raise
+    finally:
+        handle.remove()
+
+
+def run_until(model: nn.Module, site: Site | str, forward: Callable[[], object]) -> None:
+    """Run forward(), which calls the model, as far as this layer and no further."""
+    with stop_after(model, site):
+        forward()
+
+
+def choose(sites: Sequence[Site], where: str, kind: str | None = None, axis: str | None = None) -> list[Site]:
+    """The sites whose maps guide the sampling, in order of execution (**ours**: the paper does not say which layers).
+
+    where: "all"; or one block, such as "mid" or "up_blocks.1": everything up to and including it, for the depth of the
+    deepest map sets the price; or several, comma-separated: exactly these ("mid," is the middle block alone).
+    kind, axis: keep only such sites. Raises ValueError where a block does not exist.
+    """
+    def inside(name: str, block: str) -> bool:
+        return name.startswith(block) and name[len(block):len(block) + 1] in ("", ".", "_")
+
+    blocks = [block for block in where.replace(" ", "").split(",") if block]
+    for block in blocks:
+        if block != "all" and not any(inside(site.name, block) for site in sites):
+            known = sorted({".".join(site.name.split(".")[:2 if "blocks" in site.name.split(".")[0] else 1])
+                            for site in sites})
+            raise ValueError(f"no attention layer lies in '{block}'; known blocks: all, mid, {', '.join(known)}")
+    if blocks == ["all"]:
+        chosen = list(sites)
+    elif "," in where:
+        chosen = [site for site in sites if any(inside(site.name, block) for block in blocks)]
+    else:
+        last = max(index for index, site in enumerate(sites) if inside(site.name, blocks[0]))
+        chosen = list(sites[:last + 1])
+    return [site for site in chosen if kind in (None, site.kind) and axis in (None, site.axis)]
+
+
+def word_maps(maps: Mapping[str, Tensor], sites: Sequence[Site], positions: Sequence[int], frames: int,
+              size: tuple[int, int] | None = None) -> list[Tensor]:
+    """M_SCA of one word, one map per site: (B, F, h_i, w_i), values in 0..1 (METHOD 4 and 5).
+
+    The mean over heads and the sum over the word's token positions (**ours**: the paper leaves both open): the share of
+    its attention that a cell gives to the word. size: (h, w) of the latents, to unfold the cells of a layer that works
+    at a half, a quarter ... of it; None where frames are square.
+    """
+    out = []
+    for site in sites:
+        word_RN = maps[site.name].mean(1)[..., list(positions)].sum(-1)              # (B F, N)
+        h, w = _grid(word_RN.shape[1], size)
+        out.append(word_RN.reshape(-1, frames, h, w))
+    return out
+
+
+def _grid(cells: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of a layer with this many cells."""
+    h, w = size or (isqrt(cells), isqrt(cells))
+    while h * w > cells:
+        h, w = -(-h // 2), -(-w // 2)              # a convolution of stride 2 and padding 1 rounds up
+    if h * w != cells:
+        raise ValueError(f"{cells} cells are no halving of {size or 'a square'}: give size=(h, w) of the latents")
+    return h, w
+
+
+def attention_loss(maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+    """|| M_a - M_b ||^2 (Algorithm 1, lines 7 and 8), as the mean over each pair's elements, then over the pairs.
+
+    **Ours**: the mean. A plain sum would make alpha_t depend on the number and the size of the watched layers.
+    """
+    return torch.stack([(a - b).square().mean() for a, b in zip(maps_a, maps_b, strict=True)]).mean()

@@ -1,0 +1,165 @@
+"""Spatial-temporal collaborative sampling (Algorithm 1): tensors in, tensors out.
+
+Line numbers are those of Algorithm 1 in the paper's supplement. A branch is one prompt under one LoRA; which LoRA, the
+scope `lora.branches` knows, opened by the caller on the denoiser: its `rows` says which branch a row of the batch is.
+
+Legend: x latents (1, C, F, h, w); L text tokens, D their width; B F, B h w the batches of spatial and temporal layers.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .attention import Site, attention_loss, choose, run_until, watch, word_maps
+from .errors import NumericError
+from .noise import ddim_step, to_eps
+from .report import Report, silent
+
+if TYPE_CHECKING:
+    from ..backbones.unet3d import UNet3D as Backbone
+
+PAPER_ELEMENTS = 276_480      # of a latent of 4 channels, 24 frames, 40 x 72 cells: 576 x 320 video (ZeroScope)
+_GRADIENT_SCALE = 2.0**16     # keeps float16 gradients of a mean from vanishing; a power of two alters no bit otherwise
+Rows = Callable[[Sequence[str | None]], None]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """vectors_cond, vectors_uncond: (1, L, D) of its prompt and of "". words: the token positions of each subject word,
+    in an order that both branches share: words[i] of one answers to words[i] of the other. row: its name in `rows`."""
+
+    vectors_cond: Tensor
+    vectors_uncond: Tensor
+    words: Sequence[range] = field(default=())
+    row: str = "subject"
+
+
+def scaled(alpha: float, x: Tensor) -> float:
+    """alpha_t for a latent of this size. **Ours**: attention losses are means, so their gradient with regard to one
+    element of x falls with the number of elements, and a step tuned at the paper's size must shrink in proportion to
+    keep |dx| / |x|."""
+    return alpha * x[0].numel() / PAPER_ELEMENTS
+
+
+def collaborative_step(backbone: Backbone, rows: Rows, x: Tensor, t: int, t_prev: int, subject: Branch | None,
+                       motion: Branch | None, *, guidance: float, alpha_s: float, alpha_m: float, beta_s: float,
+                       beta_m: float, guided: bool, sites_cross: Sequence[Site], sites_time: Sequence[Site],
+                       measure_after: bool = True) -> tuple[Tensor, dict[str, float]]:
+    """One turn of Algorithm 1's loop, x_t -> (x_{t-1}, facts).
+
+    guidance: scale of classifier-free guidance, in each branch. alpha_s, alpha_m: alpha_t of line 9 (the subject
+    branch's latents) and of line 10 (the motion branch's), both at the paper's latent size (see `scaled`). beta_s,
+    beta_m: line 12. guided: line 5, T - t < tau. sites_cross, sites_time: whose maps are M_SCA and M_TSA. With one
+    branch only there is nothing to collaborate with: plain classifier-free-guided DDIM under that branch's LoRA.
+
+    facts of a guided step: loss_s_to_m and loss_m_to_s before the move and, with measure_after, after it (read off the
+    forward of line 11, which is computed anyway); shift_s and shift_m, |dx| / |x| of each branch.
+    """
+    present = [branch for branch in (subject, motion) if branch is not None]
+    assert present, "give a branch: the plain base is a branch whose row holds no LoRA"
+    latents, facts = [x] * len(present), {}                                          # line 2
+    collaborate = guided and len(present) == 2                                       # line 5
+    sites = [*sites_cross, *sites_time] if collaborate else []
+    if collaborate:
+        latents, facts = _guide(backbone, rows, x, t, present, alpha_s, alpha_m, sites_cross, sites_time)
+    with torch.no_grad(), watch(backbone.denoiser, sites if measure_after else []) as maps:
+        eps = _noises(backbone, rows, latents, t, present, guidance)                 # lines 3 and 4; line 11 if guided
+    if collaborate and measure_after:
+        conditional = [{name: m.chunk(4)[row] for name, m in maps.items()} for row in (1, 3)]
+        after = _losses(conditional, present, sites_cross, sites_time, _extent(x))
+        facts |= {"loss_s_to_m_after": float(after[0]), "loss_m_to_s_after": float(after[1])}
+    eps_t = beta_s * eps[0] + beta_m * eps[1] if len(eps) == 2 else eps[0]           # line 12
+    return ddim_step(x, eps_t, t, t_prev, backbone.alphas_cumprod, final_alpha=backbone.final_alpha), facts
+
+
+def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, present: Sequence[Branch],
+            guidance: float) -> list[Tensor]:
+    """eps^sub and eps^mot (lines 3 and 4), guided towards each prompt, in one batch: per branch "" and the prompt.
+
+    Each output is read as noise with the x it was computed from: beside velocity, the two branches' x may differ.
+    """
+    rows([branch.row for branch in present for _ in range(2)])
+    x_2n = torch.cat([x for x in latents for _ in range(2)])
+    vectors_2n = torch.cat([v for branch in present for v in (branch.vectors_uncond, branch.vectors_cond)])
+    outputs = backbone.predict(x_2n, _steps(t, x_2n), vectors_2n).split(2)
+    return [to_eps(uncond + guidance * (cond - uncond), x, t, backbone.alphas_cumprod, backbone.predicts)
+            for (uncond, cond), x in zip((output.split(1) for output in outputs), latents)]
+
+
+def _guide(backbone: Backbone, rows: Rows, x: Tensor, t: int, present: Sequence[Branch], alpha_s: float, alpha_m: float,
+           sites_cross: Sequence[Site], sites_time: Sequence[Site]) -> tuple[list[Tensor], dict[str, float]]:
+    """Lines 7 to 10: move each branch's copy of x towards the other's attention -> ([x_sub, x_mot], facts).
+
+    The maps come from a forward of the conditional half alone, both branches in one batch, that ends with the deepest
+    watched layer; the gradient is taken with regard to the latents and to nothing else.
+    """
+    latents = [x.detach().requires_grad_() for _ in present]                         # line 2
+    rows([branch.row for branch in present])
+    deepest = max([*sites_cross, *sites_time], key=backbone.sites.index)
+    with torch.enable_grad(), watch(backbone.denoiser, [*sites_cross, *sites_time]) as maps:
+        x_2, vectors_2 = torch.cat(latents), torch.cat([branch.vectors_cond.detach() for branch in present])
+        run_until(backbone.denoiser, deepest, lambda: backbone.predict(x_2, _steps(t, x_2), vectors_2))
+        halves = [{name: m.chunk(2)[row] for name, m in maps.items()} for row in (0, 1)]
+        loss_s_to_m, loss_m_to_s = _losses(halves, present, sites_cross, sites_time, _extent(x))
+        # no path leads from one loss to the other's latents, so the gradient of the sum is both gradients
+        gradients = torch.autograd.grad((loss_s_to_m + loss_m_to_s) * _GRADIENT_SCALE, latents, allow_unused=True,
+                                        materialize_grads=True)
+    moves = [scaled(alpha, x) * (g / _GRADIENT_SCALE) for alpha, g in zip((alpha_s, alpha_m), gradients)]
+    x_sub = x - moves[0]                                                             # line 9:  grad of L_m->s
+    x_mot = x - moves[1]                                                             # line 10: grad of L_s->m
+    shifts = [float(move.norm() / x.norm()) for move in moves]
+    return [x_sub, x_mot], {"loss_s_to_m": float(loss_s_to_m.detach()), "loss_m_to_s": float(loss_m_to_s.detach()),
+                            "shift_s": shifts[0], "shift_m": shifts[1]}
+
+
+def _losses(maps: Sequence[dict[str, Tensor]], present: Sequence[Branch], sites_cross: Sequence[Site],
+            sites_time: Sequence[Site], extent: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """(L_s->m, L_m->s) of the maps of the subject and of the motion branch. Each branch's maps are a constant for the
+    other: L_s->m moves the motion branch alone, L_m->s the subject branch alone."""
+    frames, *size = extent
+    (maps_s, maps_m), (subject, motion) = maps, present
+    if len(subject.words) != len(motion.words):
+        raise ValueError(f"{len(subject.words)} subject words cannot answer to {len(motion.words)}")
+    sca_s, sca_m = ([m for word in branch.words for m in word_maps(of, sites_cross, word, frames, tuple(size))]
+                    for of, branch in ((maps_s, subject), (maps_m, motion)))
+    tsa_s, tsa_m = ([of[site.name] for site in sites_time] for of in (maps_s, maps_m))
+    zero = next(iter(maps_s.values())).new_zeros(())
+    loss_s_to_m = attention_loss([m.detach() for m in sca_s], sca_m) if sca_s else zero         # line 7
+    loss_m_to_s = attention_loss(tsa_s, [m.detach() for m in tsa_m]) if tsa_s else zero         # line 8
+    return loss_s_to_m, loss_m_to_s
+
+
+def sample_loop(backbone: Backbone, rows: Rows, x_T: Tensor, subject: Branch | None, motion: Branch | None, *,
+                steps: int, tau: int, guidance: float, alpha_s: float, alpha_m: float, beta_s: float, beta_m: float,
+                layers: str = "mid", report: Report = silent) -> Tensor:
+    """Algorithm 1: x_T -> x_0, both (1, C, F, h, w).
+
+    steps: of DDIM with eta = 0. tau: how many of the first ones are guided. layers: `attention.choose`'s `where`. The
+    rest as in collaborative_step. Raises NumericError where the latents are no longer finite.
+    """
+    sites_cross = choose(backbone.sites, layers, kind="cross", axis="space")
+    sites_time = choose(backbone.sites, layers, kind="self", axis="time")
+    timesteps = backbone.timesteps(steps).tolist()
+    x = x_T.detach()
+    for done, (t, t_prev) in enumerate(zip(timesteps, [*timesteps[1:], -1])):        # line 1
+        x, facts = collaborative_step(
+            backbone, rows, x, t, t_prev, subject, motion, guidance=guidance, alpha_s=alpha_s, alpha_m=alpha_m,
+            beta_s=beta_s, beta_m=beta_m, guided=done < tau, sites_cross=sites_cross, sites_time=sites_time)
+        if not bool(x.isfinite().all()):
+            raise NumericError(f"sampling step {done + 1} of {steps} (t = {t}) gave numbers that are not finite",
+                               "lower alpha or guidance, or sample in float32")
+        report(step=done + 1, of=steps, t=t, **facts)
+    return x                                                                         # line 15
+
+
+def _steps(t: int, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+
+
+def _extent(x: Tensor) -> tuple[int, int, int]:
+    """(F, h, w) of latents."""
+    return tuple(x.shape[2:])

@@ -1,0 +1,242 @@
+"""LoRA on a list of linear layers: trained through PEFT, applied by hooks, averaged exactly, kept as safetensors.
+
+    W' = W + (alpha / r) B A,   A (r, in), B (out, r)                                   (Hu et al. 2021)
+
+A model's own weights are never written: every scope here leaves it bitwise as it was, also when its body raises.
+"""
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import BadInput
+
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """tensors: PEFT's state dict, {"<module>.lora_A.weight": (r, in), "<module>.lora_B.weight": (out, r)}."""
+
+    tensors: Mapping[str, Tensor]
+    alpha: float
+    rank: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of the layers it changes."""
+        return [key.removesuffix(_A) for key in self.tensors if key.endswith(_A)]
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """(A, B) of one layer."""
+        return self.tensors[module + _A], self.tensors[module + _B]
+
+    def delta(self, module: str) -> Tensor:
+        """The change of one layer's weight: (alpha / r) B A, (out, in)."""
+        a, b = self.factors(module)
+        return self.scaling * (b @ a)
+
+
+class Training(dict[str, nn.Parameter]):
+    """What `training` yields: the trainable parameters by name."""
+
+    def __init__(self, model: nn.Module, layers: dict[str, LoraLayer], rank: int, alpha: float) -> None:
+        super().__init__((name, p) for name, p in model.named_parameters() if ".lora_" in name)
+        self._model, self._layers, self._rank, self._alpha = model, layers, rank, alpha
+
+    def lora(self, **metadata: str) -> Lora:
+        """A copy of the LoRA as it is now."""
+        tensors = {k: v.detach().clone() for k, v in get_peft_model_state_dict(self._model).items()}
+        return Lora(tensors, self._alpha, self._rank, metadata)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model computes as if it had no LoRA: the frozen base of the same training step."""
+        for layer in self._layers.values():
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer.enable_adapters(True)
+
+
+@contextmanager
+def training(model: nn.Module, targets: Sequence[str], rank: int = 32, alpha: float = 32.0, seed: int = 0,
+             start: Lora | None = None) -> Iterator[Training]:
+    """A trainable LoRA on the linear layers `targets`, for as long as the scope lasts.
+
+    Starts with B = 0, that is as the base itself, and A drawn from `seed`; or from `start`, whose rank and alpha then
+    replace the ones given. Adapters of a half-precision model are float32. One scope at a time on one model.
+    """
+    assert not hasattr(model, "peft_config"), "a training scope is already open on this model"
+    if start is not None:
+        targets, rank, alpha = start.modules, start.rank, start.alpha
+    exactly = "|".join(map(re.escape, targets))              # a regex is matched in full, a list by suffix
+    had_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly), model)
+        layers = {name: model.get_submodule(name) for name in targets}
+        if start is not None:
+            set_peft_model_state_dict(model, dict(start.tensors))
+        for name, p in model.named_parameters():
+            p.requires_grad_(".lora_" in name)
+            if ".lora_" in name and p.dtype in (torch.float16, torch.bfloat16):
+                p.data = p.data.float()
+        yield Training(model, layers, rank, alpha)
+    finally:
+        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        for name, p in model.named_parameters():
+            p.requires_grad_(had_grad[name])
+
+
+@contextmanager
+def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None]
+             ) -> Iterator[Callable[[Sequence[str | None]], None]]:
+    """Several LoRAs in one batch, each on rows of its own: the two models of Algorithm 1 in one forward.
+
+        with branches(unet, {"subject": s, "motion": m}) as rows:
+            rows(["subject", "subject", "motion", "motion"])     # of which branch each row of the next forwards is
+            unet(x_4CFhw, ...)
+
+    A branch may hold several LoRAs, whose changes add up, or None: the base; so does the row None. A spatial layer sees
+    B F rows and a temporal one B h w, both with the batch outermost, so a branch is a contiguous slice of either.
+    Nothing is switched on or off between forwards, and the factors take part in no gradient.
+    """
+    held: dict[str | None, list[Lora]] = {None: []}
+    held |= {name: [] if lora is None else [lora] if isinstance(lora, Lora) else list(lora)
+             for name, lora in loras.items()}
+    now: list[str | None] = list(loras) if len(loras) == 1 else []
+
+    def rows(names: Sequence[str | None]) -> None:
+        unknown = set(names) - set(held)
+        if unknown:
+            raise ValueError(f"no branch is named {sorted(unknown)}; open are {sorted(loras)}")
+        now[:] = names
+
+    def add_to(path: str, layer: nn.Module) -> Callable:
+        weight = layer.weight
+        factors = {name: [(*(f.detach().to(weight) for f in lora.factors(path)), lora.scaling)
+                          for lora in some if path + _A in lora.tensors] for name, some in held.items()}
+
+        def on_output(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            assert now and len(output) % len(now) == 0, "say first of which branch each row is: rows([...])"
+            return _add_by_rows(args[0], output, now, factors)
+
+        return on_output
+
+    handles = []
+    try:
+        for path in dict.fromkeys(itertools.chain(*(lora.modules for some in held.values() for lora in some))):
+            layer = _linear(model, path)
+            handles.append(layer.register_forward_hook(add_to(path, layer)))
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_by_rows(x: Tensor, output: Tensor, names: Sequence[str | None], factors: Mapping) -> Tensor:
+    """output + (alpha / r) B A x, with the factors of each row's branch. Rows of one branch are taken together."""
+    per_row, at, parts = len(output) // len(names), 0, []
+    for name, group in itertools.groupby(names):
+        end = at + per_row * len(list(group))
+        part = output[at:end]
+        for a, b, scaling in factors[name]:
+            part = part + F.linear(F.linear(x[at:end], a), b) * scaling
+        parts.append(part)
+        at = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _linear(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise BadInput(f"the LoRA changes '{path}', a layer that this model does not have",
+                       "it was learned on another base: learn it again on this one") from None
+
+
+@contextmanager
+def applied(model: nn.Module, lora: Lora | Sequence[Lora] | None) -> Iterator[None]:
+    """One LoRA, or the sum of several, frozen, on every row. Gradients flow through to whatever comes before."""
+    with branches(model, {"all": lora}) as rows:
+        rows(["all"])
+        yield
+
+
+def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
+    """The LoRA whose delta is the weighted mean of the deltas: sum_n w_n (alpha_n / r_n) B_n A_n  (METHOD 4).
+
+    Exact: A's are stacked and B's, scaled, set side by side, [w_1 B_1, w_2 B_2] [A_1; A_2], at rank r_1 + r_2 + ...
+    (Means of A and of B apart give another matrix; the mean's own rank is the sum's, so there is no smaller exact form.)
+    weights: default 1/N each. Raises ValueError where the LoRAs change different layers.
+    """
+    weights = [1 / len(loras)] * len(loras) if weights is None else weights
+    modules = loras[0].modules
+    if any(set(lora.modules) != set(modules) for lora in loras):
+        raise ValueError("the LoRAs change different layers")
+    tensors = {}
+    for module in modules:
+        tensors[module + _A] = torch.cat([lora.factors(module)[0] for lora in loras], 0)
+        tensors[module + _B] = torch.cat([w * lora.scaling * lora.factors(module)[1]
+                                          for w, lora in zip(weights, loras, strict=True)], 1)
+    rank = sum(lora.rank for lora in loras)
+    return Lora(tensors, alpha=float(rank), rank=rank)
+
+
+def save(lora: Lora, path: Path) -> None:
+    """Safetensors under PEFT's names; alpha, rank and the metadata in the header."""
+    header = {**lora.metadata, "alpha": repr(float(lora.alpha)), "rank": str(lora.rank)}
+    save_file({key: value.detach().cpu().contiguous() for key, value in lora.tensors.items()}, path, metadata=header)
+
+
+def load(path: Path) -> Lora:
+    tensors, header = _read(path, "LoRA")
+    if not {"alpha", "rank"} <= set(header) or any(key.removesuffix(_B).removesuffix(_A) == key for key in tensors):
+        raise BadInput(f"{path} is no LoRA of this project", "learn it again, or give the file that a stage wrote")
+    alpha, rank = float(header.pop("alpha")), int(header.pop("rank"))
+    return Lora(tensors, alpha, rank, header)
+
+
+def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
+    """{"<toy>": (n, width)}, the learned rows of the text encoder's token embedding."""
+    save_file({name: rows.detach().cpu().contiguous() for name, rows in tokens.items()}, path)
+
+
+def load_tokens(path: Path) -> dict[str, Tensor]:
+    tensors, _ = _read(path, "tokens")
+    if any(rows.ndim != 2 for rows in tensors.values()):
+        raise BadInput(f"{path} holds no tokens", "give the file that a stage wrote")
+    return tensors
+
+
+def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as damage:
+        raise BadInput(f"{path} cannot be read as {what} ({damage})", "make it again with --force") from damage
