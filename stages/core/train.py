@@ -34,16 +34,19 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         optimizer: torch.optim.Optimizer, steps: int, seed: int, checkpoints: Path | None = None,
         identity: str = "", every_seconds: float = 60.0, clip: float | None = 1.0,
         rate: Callable[[int], float] = lambda step: 1.0, after_step: Callable[[int], None] | None = None,
-        stop: Callable[[], bool] = lambda: False, report: Report = silent) -> list[dict[str, float]]:
+        stop: Callable[[], bool] = lambda: False, buffers: Mapping[str, Tensor] | None = None,
+        report: Report = silent) -> list[dict[str, float]]:
     """Minimise losses_at(step, generator)["loss"] over the named parameters, in place -> the curve, a row per step.
 
     losses_at returns named scalars; "loss" is what is minimised. rate(step) scales every group's learning rate.
     checkpoints: a folder; where it holds a whole checkpoint of the same `identity` (a hash of what defines this run),
-    the loop goes on from there. stop() is asked after every step: True saves and raises Interrupted.
+    the loop goes on from there. buffers: tensors that are not trained but belong to the state (a moving average that
+    after_step updates). stop() is asked after every step: True saves and raises Interrupted.
     Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
     """
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    curve = _restore(checkpoints, identity, parameters, optimizer, report) if checkpoints else []
+    buffers = buffers or {}
+    curve = _restore(checkpoints, identity, parameters, buffers, optimizer, report) if checkpoints else []
     saved_at = time.monotonic()
     for step in range(len(curve), steps):
         for group, base in zip(optimizer.param_groups, base_rates):
@@ -54,7 +57,7 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         row = {name: float(value.detach()) for name, value in losses.items()}
         if not all(map(math.isfinite, row.values())) or not bool(torch.isfinite(norm)):
             if checkpoints:
-                _save(checkpoints, identity, parameters, optimizer, curve)
+                _save(checkpoints, identity, parameters, buffers, optimizer, curve)
             raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {float(norm):.4g}",
                                f"lower the learning rate (now {base_rates[0]:.3g}) or train in float32; "
                                "nothing of this step was applied")
@@ -66,27 +69,28 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         report(step=step + 1, of=steps, **row)
         stopping = stop() and step + 1 < steps
         if checkpoints and (stopping or time.monotonic() - saved_at > every_seconds):
-            _save(checkpoints, identity, parameters, optimizer, curve)
+            _save(checkpoints, identity, parameters, buffers, optimizer, curve)
             saved_at = time.monotonic()
         if stopping:
             raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on from there")
     return curve
 
 
-def named_state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state as one flat dict of tensors: what a checkpoint holds (no pickle)."""
+def named_state(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters, buffers and optimizer state as one flat dict of tensors: what a checkpoint holds (no pickle)."""
     out = {f"value/{name}": p.detach() for name, p in parameters.items()}
+    out.update({f"buffer/{name}": b for name, b in buffers.items()})
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
             out[f"state/{name}/{key}"] = torch.as_tensor(value)
     return out
 
 
-def _save(folder: Path, identity: str, parameters, optimizer, curve) -> None:
+def _save(folder: Path, identity: str, parameters, buffers, optimizer, curve) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{len(curve):07d}.safetensors"
     partial = target.with_suffix(".partial")
-    tensors = {k: v.contiguous().cpu().clone() for k, v in named_state(parameters, optimizer).items()}
+    tensors = {k: v.contiguous().cpu().clone() for k, v in named_state(parameters, buffers, optimizer).items()}
     save_file(tensors, partial, metadata={"identity": identity, "curve": json.dumps(curve)})
     with partial.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -95,8 +99,8 @@ def _save(folder: Path, identity: str, parameters, optimizer, curve) -> None:
         old.unlink()
 
 
-def _restore(folder: Path, identity: str, parameters, optimizer, report: Report) -> list[dict[str, float]]:
-    """Load the newest whole checkpoint of this identity into parameters and optimizer -> its curve ([] if none)."""
+def _restore(folder: Path, identity: str, parameters, buffers, optimizer, report: Report) -> list[dict[str, float]]:
+    """Load the newest whole checkpoint of this identity into parameters, buffers and optimizer -> its curve ([] if none)."""
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, "pt") as file:
@@ -108,6 +112,8 @@ def _restore(folder: Path, identity: str, parameters, optimizer, report: Report)
         if meta.get("identity") != identity:
             continue
         with torch.no_grad():
+            for name, b in buffers.items():
+                b.copy_(tensors[f"buffer/{name}"])
             for name, p in parameters.items():
                 p.copy_(tensors[f"value/{name}"])
                 slots = {key.rsplit("/", 1)[1]: value for key, value in tensors.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# -- the palette. Saturated colours belong to objects, dull ones to backgrounds: the oracle tells them apart by distance.
+# The palette. Saturated colours belong to objects, dull ones to backgrounds: the oracle tells them apart.
 COLOURS = {
     "red": (222, 40, 40), "green": (30, 178, 70), "blue": (46, 84, 232), "yellow": (244, 214, 40),
     "pink": (244, 120, 190), "brown": (126, 70, 28),
@@ -40,7 +40,7 @@ HELD_OUT_SHAPES = {
     "cross": lambda u, v: ((abs(u) <= 0.42) & (abs(v) <= 1.15)) | ((abs(v) <= 0.42) & (abs(u) <= 1.15)),
     "hourglass": lambda u, v: (abs(u) <= 0.22 + abs(v) * 0.88) & (abs(v) <= 1.06),
     "crescent": _crescent,
-    "drop": lambda u, v: (u * u + (v - 0.30) ** 2 <= 0.80) | ((v <= 0.0) & (v >= -1.55) & (abs(u) <= (v + 1.55) * 0.52)),
+    "drop": lambda u, v: (u * u + (v - 0.30) ** 2 <= 0.80) | ((v <= 0) & (v >= -1.55) & (abs(u) <= (v + 1.55) * 0.52)),
 }
 # a texture says where the second colour shows
 TEXTURES = {
@@ -69,7 +69,7 @@ class Look:
     second: str = "white"
 
     def paint(self, u, v):
-        """-> (inside, rgb): coverage (bool) and colour (float, 0..255) at object coordinates u, v of any equal shape."""
+        """-> (inside, rgb): coverage (bool) and colour (float, 0..255) at object coordinates u, v."""
         inside = ALL_SHAPES[self.shape](u, v)
         where = ALL_TEXTURES[self.texture](u, v)[..., None]
         return inside, np.where(where, np.float32(ALL_COLOURS[self.second]), np.float32(ALL_COLOURS[self.colour]))

@@ -51,8 +51,9 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             alike[(p.shape[0], p[0].numel())].append(p)
         for (rows, columns), members in alike.items():
-            updates = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]).view(1, rows, columns) for p in members]
-            whole = orthogonalized(torch.cat(updates)) * (0.2 * max(rows, columns) ** 0.5)
+            ahead = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in members]   # Nesterov
+            whole = orthogonalized(torch.cat([g.view(1, rows, columns) for g in ahead]))
+            whole = whole * (0.2 * max(rows, columns) ** 0.5)
             for p, update in zip(members, whole):
                 p.mul_(1 - group["lr"] * group["decay"]).add_(update.view_as(p), alpha=-group["lr"])
 

@@ -24,7 +24,7 @@ def new_vae(size: Size) -> AutoencoderKL:
 
 def to_tensor(pictures_NHWC: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_vae(size: Size, folder: Path, *, seed: int, steps: int, workers: int, device: str, report: Report,
@@ -55,8 +55,8 @@ def train_vae(size: Size, folder: Path, *, seed: int, steps: int, workers: int, 
 
 @torch.no_grad()
 def centre_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Give the latents mean 0 per channel, deviation 1 overall. A shift per channel is not in AutoencoderKL's config, so
-    it is folded into the layers on both sides of the latent (quant_conv, post_quant_conv); the scale is in the config."""
+    """Give the latents mean 0 per channel and deviation 1 overall. A shift per channel is not in the config of
+    AutoencoderKL, so it is folded into the layers on both sides of the latent (quant_conv, post_quant_conv)."""
     mean = torch.cat([vae.encode(p).latent_dist.mean for p in pictures.split(100)])
     shift = mean.mean((0, 2, 3))
     vae.quant_conv.bias[: len(shift)] -= shift

@@ -112,7 +112,8 @@ def paths_of_roles(motion: str, frames: int, radius: float, rng: np.random.Gener
     elif motion == "approach":
         out = [(side * (-0.36 + s * (0.60 - touch)), y + still), (side * 0.24 + still, y + still)]
     elif motion == "jump":
-        out = [(side * (s - 0.5) * 0.66, 0.14 - 0.38 * np.sin(np.pi * s)), (still + rng.uniform(-0.03, 0.03), 0.20 + still)]
+        x = rng.uniform(-0.03, 0.03)
+        out = [(side * (s - 0.5) * 0.66, 0.14 - 0.38 * np.sin(np.pi * s)), (still + x, still + 0.2)]
     elif motion == "orbit":
         turn = phase + side * 1.5 * np.pi * s
         out = [(0.28 * np.cos(turn), 0.28 * np.sin(turn)), (-0.11 * np.cos(turn), -0.11 * np.sin(turn))]
@@ -188,10 +189,10 @@ def caption(clip: Clip, motions: list[str], rng: np.random.Generator, complete: 
     if photo:
         words += str(rng.choice(["", "", "a photo of", "a picture of"])).split()
     elif static and says == "verb" and rng.random() < 0.5:
-        words += "a static video of".split()
+        words += ["a", "static", "video", "of"]
         says = "none"
     elif rng.random() < 0.25:
-        words += "a video of".split()
+        words += ["a", "video", "of"]
     if clip.motion in ROLE_MOTIONS and len(keep) == 2:
         put(0)
         words += verb(clip.motion) or ["and"]
@@ -260,7 +261,7 @@ def _fit(path: np.ndarray, radius: float) -> np.ndarray:
 
 
 def photos(subject: str, count: int, seed: int, size: int, close: bool = True) -> list[Clip]:
-    """`count` photos of a held-out subject at other places, sizes and backgrounds (30 to 40 % of the frame if close)."""
+    """`count` photos of a held-out subject at other places, sizes and backgrounds (30-40 % of the frame if close)."""
     look, _ = SUBJECTS[subject]
     out = []
     for k in range(count):

@@ -1,0 +1,192 @@
+"""The sprites text-to-video base: UNet3DConditionModel and CLIPTextModel trained together, from nothing, on captions.
+
+Two things are not in the usual recipe, both because the method needs them of its base: a term that makes an object's
+noun attend to its object (masks are known here), and captions whose verb nobody knows.
+"""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..core.report import Report
+from ..core.train import fit
+from .corpus import corpus
+from .optim import MuonAdamW
+from .sizes import MAX_WORDS, Size
+from .train_vae import to_tensor
+
+ATTENTION = 0.03          # weight of the attention term
+DROP = 0.1                # share of captions replaced by the empty one, for classifier-free guidance
+EMA = 0.999
+
+
+def new_models(size: Size, tokenizer: CLIPTokenizer) -> tuple[UNet3DConditionModel, CLIPTextModel]:
+    unet = UNet3DConditionModel(
+        sample_size=size.pixels // 4, in_channels=size.latent, out_channels=size.latent, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock3D",) * 2, up_block_types=("CrossAttnUpBlock3D",) * 2,
+        block_out_channels=size.unet_widths, norm_num_groups=16, cross_attention_dim=size.text_width,
+        attention_head_dim=size.heads_width)
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=size.text_width, intermediate_size=4 * size.text_width,
+        num_hidden_layers=size.text_layers, num_attention_heads=size.text_width // 24, hidden_act="gelu",
+        max_position_embeddings=MAX_WORDS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, projection_dim=size.text_width))
+    for module in unet.modules():                  # a step of nothing at first: the network starts as its skip paths
+        if type(module).__name__ in ("TransformerTemporalModel", "Transformer2DModel"):
+            nn.init.zeros_(module.proj_out.weight)
+            nn.init.zeros_(module.proj_out.bias)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet, text
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Velocity prediction (Salimans & Ho 2022): at the noisiest steps it asks for the picture, which a small network
+    learns sooner than the noise. Trailing spacing starts at the last step, where sampling and inversion must agree."""
+    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
+                         timestep_spacing="trailing")
+
+
+@dataclass
+class Examples:
+    """Encoded corpus. latents fp16 (N, C, F, h, w); ids int64 (N, L); nouns int64 (N, 3), -1 where not named;
+    covers uint8 (N, 3, F, h, w): how much of each cell each named object covers."""
+
+    latents: Tensor
+    ids: Tensor
+    nouns: Tensor
+    covers: Tensor
+
+
+def noun_positions(tokenizer: CLIPTokenizer, caption: str, nouns: list[int]) -> list[int]:
+    """Position, in the tokenized caption, of each noun's (last) token; -1 for an object that is not named."""
+    ends = np.cumsum([len(tokenizer(word.rstrip("."), add_special_tokens=False).input_ids) for word in caption.split()])
+    return [int(ends[n]) if n >= 0 and ends[n] < MAX_WORDS - 1 else -1 for n in nouns]
+
+
+@torch.no_grad()
+def encode_corpus(size: Size, vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path, name: str, frames: int,
+                  count: int, seed: int, workers: int, device: str) -> Examples:
+    """Render (or read) a corpus and encode it once; latents are kept beside it."""
+    pictures, covers, facts = corpus(folder, name, size.name, frames, count, seed, workers)
+    kept = folder / f"{name}-latents.npy"
+    if not kept.exists():
+        out = np.empty((count, size.latent, frames, size.pixels // 4, size.pixels // 4), np.float16)
+        for lo in range(0, count, 64):
+            batch = pictures[lo:lo + 64]
+            x = vae.encode(to_tensor(batch.reshape(-1, *batch.shape[2:])).to(device)).latent_dist.mean
+            x = (x * vae.config.scaling_factor).unflatten(0, (-1, frames)).transpose(1, 2)
+            out[lo:lo + 64] = x.half().cpu().numpy()
+        np.save(kept, out)
+    captions = [fact["caption"] for fact in facts]
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    nouns = torch.tensor([noun_positions(tokenizer, f["caption"], f["nouns"]) for f in facts])
+    return Examples(torch.from_numpy(np.load(kept)), ids, nouns, torch.from_numpy(np.array(covers)))
+
+
+class NounMaps:
+    """Reads q and k of the spatial cross-attentions during training and keeps only the nouns' maps."""
+
+    def __init__(self, unet: UNet3DConditionModel) -> None:
+        self.q: dict[str, Tensor] = {}
+        self.maps: list[Tensor] = []
+        self.nouns: Tensor | None = None
+        for name, module in unet.named_modules():
+            if name.endswith("attn2") and "temp" not in name and "transformer_in" not in name:
+                module.to_q.register_forward_hook(lambda m, a, out, name=name: self.q.__setitem__(name, out))
+                module.to_k.register_forward_hook(lambda m, a, out, name=name, heads=module.heads:
+                                                  self._keep(self.q.pop(name), out, heads))
+
+    def _keep(self, q: Tensor, k: Tensor, heads: int) -> None:
+        if self.nouns is None:
+            return
+        q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))        # (B F, heads, tokens, width)
+        maps = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1)                   # (B F, h w, L)
+        frames = len(maps) // len(self.nouns)
+        at = self.nouns.clamp(min=0).repeat_interleave(frames, 0)[:, None].expand(-1, maps.shape[1], -1)
+        self.maps.append(maps.gather(2, at).transpose(1, 2).unflatten(0, (-1, frames)))   # (B, F, 3, h w)
+
+
+def attention_term(maps: list[Tensor], nouns: Tensor, covers: Tensor, weight: Tensor) -> Tensor:
+    """-log of the share of a noun's attention that falls on its object; mean over the layers, the named objects and the
+    frames where they are seen. covers: (B, 3, F, h, w) in 0..1; weight (B,): how much of the picture is left at t."""
+    total = 0.0
+    for A in maps:                                                                    # (B, F, 3, cells)
+        side = int(A.shape[-1] ** 0.5)
+        M = F.adaptive_avg_pool2d(covers.flatten(0, 1), side).unflatten(0, covers.shape[:2]).flatten(3).transpose(1, 2)
+        seen = (M.sum(-1) > 0.02 * A.shape[-1]) & (nouns >= 0)[:, None]
+        share = (A * M).sum(-1) / (A.sum(-1) * M.amax(-1).clamp(min=1e-3) + 1e-8)
+        w = seen * weight[:, None, None]
+        total = total - (w * share.clamp(min=1e-4).log()).sum() / w.sum().clamp(min=1e-3)
+    return total / len(maps)
+
+
+def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, seed: int, steps: int,
+               workers: int, device: str, report: Report,
+               start: tuple[UNet3DConditionModel, CLIPTextModel] | None = None,
+               rate: float = 4e-3, photos_first: int = 0, after_step=None, stop=lambda: False):
+    """-> (unet, text encoder) holding the moving average of the weights, and the curve. The first `photos_first` steps
+    see photos only (an eighth of the cost of a clip: words, shapes and places are learned there); later ones both."""
+    torch.manual_seed(seed)
+    unet, text = start or new_models(size, tokenizer)
+    unet, text = unet.to(device).float().eval(), text.to(device).float().train()
+    photos = encode_corpus(size, vae, tokenizer, folder, "photos", 1, size.corpus_photos, 2, workers, device)
+    clips = functools.cache(lambda: encode_corpus(size, vae, tokenizer, folder, "clips", size.frames, size.corpus_clips,
+                                                  1, workers, device))
+    acp = new_scheduler().alphas_cumprod.to(device)
+    empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    watcher = NounMaps(unet)
+
+    def part(data: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pick = torch.randint(len(data.latents), (count,), generator=generator)
+        x0 = data.latents[pick].float().to(device)
+        t = torch.randint(1000, (count,), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        drop = torch.rand(count, generator=generator) < DROP
+        ids = torch.where(drop[:, None], empty, data.ids[pick]).to(device)
+        nouns = torch.where(drop[:, None], -1, data.nouns[pick]).to(device)
+        a = acp[t.to(device)].view(-1, 1, 1, 1, 1)
+        x, v = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
+        watcher.maps, watcher.nouns = [], nouns
+        out = unet(x, t.to(device), text(ids).last_hidden_state).sample
+        covers = data.covers[pick].to(device).float() / 255
+        attention = attention_term(watcher.maps, nouns, covers, a.flatten().sqrt())
+        watcher.maps = []
+        return F.mse_loss(out, v), attention
+
+    def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        few = step >= photos_first
+        still, still_attention = part(photos, size.photos_per_step * (1 if few else 2), generator)
+        if not few:
+            return dict(loss=still + ATTENTION * still_attention, photos=still, attention=still_attention)
+        moving, attention = part(clips(), size.clips_per_step, generator)
+        loss = 0.4 * still + 0.6 * moving + ATTENTION * (0.4 * still_attention + 0.6 * attention)
+        return dict(loss=loss, photos=still, clips=moving, attention=attention)
+
+    named = {f"unet.{n}": p for n, p in unet.named_parameters()} | {f"text.{n}": p for n, p in text.named_parameters()}
+    average = {n: p.detach().clone() for n, p in named.items()}
+    first = [unet.conv_in.weight, unet.conv_out.weight,
+             *(p for n, p in named.items() if n.startswith("text") and "embedding" in n)]
+
+    def average_step(step: int) -> None:
+        decay = min(EMA, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in named.values()], 1 - decay)
+        if after_step:
+            after_step(step, unet, text, average)
+
+    curve = fit(named, losses_at, optimizer=MuonAdamW(named.values(), lr=rate, adam_lr=rate / 2, adam=first),
+                steps=steps, seed=seed, checkpoints=folder / "base", identity=f"base-{size.name}-{steps}-{seed}",
+                report=report, every_seconds=120, buffers=average, after_step=average_step, stop=stop,
+                rate=lambda step: min(1.0, (step + 1) / 100) * min(1.0, (1 - step / steps) / 0.3))
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(average[name])
+    return unet.eval(), text.eval(), curve
