@@ -1,0 +1,182 @@
+"""VideoMage, one file per stage. This file is the table of stages: names, what each reads and where it leaves what it
+makes. It imports no torch, so that `videomage status` and `--help` need none.
+
+The library is `from stages.fuse import fuse` and its six siblings; they meet on disk, in a project (core/workspace.py).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from .core.workspace import Input, Stage, Workspace
+from .options import OPTIONS, resolve
+from .prompts import motion_prompt
+
+__all__ = ["STAGES"]
+STAGES: dict[str, Stage] = {}
+
+
+# -- segment: names are "motions/NAME" or "subjects/NAME"; a bare name is looked up in the project -------------------
+def _segmented(project: Workspace, name: str) -> str:
+    if "/" in name:
+        return name
+    return f"motions/{name}" if name in project.motions() else f"subjects/{name}"
+
+
+def _segment_names(project: Workspace) -> list[str]:
+    photos = [name for name in project.subjects() if (project.subject_folder(name) / "segment.json").exists()]
+    return [*(f"motions/{name}" for name in project.motions()), *(f"subjects/{name}" for name in photos)]
+
+
+def _segment_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    family, own = _segmented(project, name).split("/", 1)
+    if family == "motions":
+        inputs = {"clip": _clip(project, own)}
+    else:
+        inputs = {"images": Input(project.photos(own), f"photos of the subject '{own}'",
+                                  remedy=f"name them: videomage segment --name {own} PHOTOS...")}
+    if options.masks:
+        inputs["masks"] = Input(project.locate(options.masks), "the folder of masks", remedy="mend --masks")
+    return inputs
+
+
+def _segment_request(project: Workspace, name: str) -> dict:
+    """What to look for where --actors says nothing: the clip's bracketed words, the photos' class word."""
+    family, own = _segmented(project, name).split("/", 1)
+    if family == "motions":
+        prompt = project.motion(own).prompt if own in project.motions() else ""
+        return {"phrases": list(motion_prompt(prompt).actors) if prompt else []}
+    return {"phrases": [project.subject(own).class_word] if own in project.settings.subjects else []}
+
+
+def _clip(project: Workspace, motion: str) -> Input:
+    """The clip that project.yaml names, else the copy that segment keeps."""
+    wanted = project.settings.motion
+    path = project.motion_folder(motion) / "clip.mp4"
+    named = project.locate(wanted.clip) if wanted and wanted.name == motion and wanted.clip else path
+    return Input(named if named.exists() or not path.exists() else path, f"the clip of the motion '{motion}'",
+                 remedy="name it: videomage segment CLIP, or motion.clip in project.yaml")
+
+
+def _prompt(project: Workspace, name: str) -> dict:
+    prompt = project.motion(name).prompt if name in project.motions() else ""
+    return {"prompt": prompt} if prompt else {}
+
+
+# -- invert, learn-motion --------------------------------------------------------------------------------------------
+def _invert_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    folder = project.motion_folder(name)
+    made = {"stage": STAGES["segment"], "name": f"motions/{name}"}
+    return {"clip": Input(folder / "clip.mp4", f"the segmented clip of '{name}'", **made),
+            "masks": Input(folder / "masks", f"the masks of the actors of '{name}'", **made)}
+
+
+def _motion_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    folder = project.motion_folder(name)
+    return {"clip": Input(folder / "clip.mp4", f"the segmented clip of '{name}'", STAGES["segment"], f"motions/{name}"),
+            "tokens": Input(folder / "tokens.safetensors", f"the actors' tokens of '{name}'", STAGES["invert"], name)}
+
+
+# -- learn-subject, fuse ---------------------------------------------------------------------------------------------
+def _subject_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    remedy = f"name them: videomage learn-subject {name} PHOTOS..., or subjects.{name}.images in project.yaml"
+    inputs = {"images": Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy)}
+    if options.auxiliary:
+        inputs["auxiliary"] = Input(project.locate(options.auxiliary), "auxiliary clips", remedy="mend --auxiliary")
+    return inputs
+
+
+def _subject_request(project: Workspace, name: str) -> dict:
+    return {"class": project.settings.subjects[name].class_word} if name in project.settings.subjects else {}
+
+
+def _learned(project: Workspace, name: str) -> dict[str, Input]:
+    """The LoRA and the token of one subject."""
+    folder, made = project.subject_folder(name), {"stage": STAGES["learn-subject"], "name": name}
+    return {f"{name}/lora": Input(folder / "lora.safetensors", f"the subject LoRA '{name}'", **made),
+            f"{name}/token": Input(folder / "token.safetensors", f"the token of the subject '{name}'", **made)}
+
+
+def _fuse_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    return {label: item for subject in name.split("+") for label, item in _learned(project, subject).items()}
+
+
+def _fuse_request(project: Workspace, name: str) -> dict:
+    """The subjects and their plain class words, which the segmenter looks for in their videos."""
+    known = project.subjects()
+    return {"subjects": {subject: project.subject(subject).class_word for subject in name.split("+")}
+            if all(subject in known for subject in name.split("+")) else {}}
+
+
+# -- sample, eval ----------------------------------------------------------------------------------------------------
+def _sample_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    """Tokens of each subject and one LoRA (its own, or the fused one); the motion's LoRA and its inverted noise."""
+    subjects, motion = list(request.get("subjects") or ()), request.get("motion")
+    inputs = {label: item for subject in subjects for label, item in _learned(project, subject).items()}
+    if len(subjects) > 1:
+        key = "+".join(sorted(subjects))
+        inputs = {label: item for label, item in inputs.items() if label.endswith("/token")}
+        path = project.fused_folder(subjects) / "lora.safetensors"
+        inputs["fused"] = Input(path, f"the fused LoRA of {key}", STAGES["fuse"], key)
+    if motion:
+        folder = project.motion_folder(motion)
+        inputs["motion/lora"] = Input(folder / "lora.safetensors", f"the motion LoRA '{motion}'",
+                                      STAGES["learn-motion"], motion)
+        inputs["motion/noise"] = Input(folder / "noise.safetensors", f"the inverted noise of '{motion}'",
+                                       STAGES["invert"], motion)
+    return inputs
+
+
+def _sample_request(project: Workspace, name: str) -> dict:
+    """What was asked of a sample: its prompt, subjects and motion, as its manifest has them."""
+    manifest = project.manifest(project.sample_folder(name) / "sample.json")
+    return dict(manifest["request"]) if manifest else {}
+
+
+def _score_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
+    """The lossless frames of the sample and the photos of the subjects that it shows."""
+    frames = project.sample_folder(name) / "frames.png"
+    inputs = {"frames": Input(frames, f"the frames of the sample '{name}'", STAGES["sample"], name)}
+    for subject in request.get("subjects") or ():
+        inputs[f"photos-{subject}"] = Input(project.photos(subject), f"photos of the subject '{subject}'",
+                                            STAGES["learn-subject"], subject)
+    for label in ("clip", "dino"):
+        if getattr(options, label):
+            folder = project.locate(getattr(options, label))
+            inputs[label] = Input(folder, f"the {label.upper()} model", remedy=f"mend --{label}")
+    return inputs
+
+
+def _add(name: str, kind: str, summary: str, *, function: str = "", **rest) -> None:
+    module = name.replace("-", "_")
+    STAGES[name] = Stage(name=name, function=function or f"stages.{module}:{module}", options=OPTIONS[name], kind=kind,
+                         summary=summary, intent=partial(resolve, name), **rest)
+
+
+_add("segment", "motion", "Find the actors of a clip, or the subject of photos: a mask track for each.",
+     needs=(), files=("masks", "overlay.png"), folder=_segmented, names=_segment_names, inputs=_segment_inputs,
+     request=_segment_request, command=lambda name: f"videomage segment {name.split('/')[-1]}", uses_base=False)
+_add("invert", "motion", "Learn the looks of the clip's actors as tokens, and find the noise the clip came from.",
+     needs=("segment",), files=("tokens.safetensors", "noise.safetensors", "invert-preview.png"),
+     folder=lambda project, name: f"motions/{name}", names=Workspace.motions, inputs=_invert_inputs, request=_prompt,
+     command=lambda name: f"videomage invert {name}")
+_add("learn-subject", "subject", "Learn a subject from a few photos: a token, and a LoRA in the spatial layers.",
+     needs=(), files=("lora.safetensors", "token.safetensors", "learn-subject-preview.png"),
+     folder=lambda project, name: f"subjects/{name}", names=Workspace.subjects, inputs=_subject_inputs,
+     request=_subject_request, command=lambda name: f"videomage learn-subject {name}")
+_add("learn-motion", "motion", "Learn the clip's motion without its looks: a LoRA in the temporal layers.",
+     needs=("segment", "invert"), files=("lora.safetensors", "learn-motion-preview.png"),
+     folder=lambda project, name: f"motions/{name}", names=Workspace.motions, inputs=_motion_inputs, request=_prompt,
+     command=lambda name: f"videomage learn-motion {name}")
+_add("fuse", "fused", "Fuse the LoRAs of two or more subjects into one that keeps them apart.",
+     needs=("learn-subject",), files=("lora.safetensors", "fuse-preview.png"),
+     folder=lambda project, name: f"fused/{name}", names=Workspace.fusions, inputs=_fuse_inputs, request=_fuse_request,
+     command=lambda name: f"videomage fuse --subjects {name.replace('+', ' ')}")
+_add("sample", "sample", "Make the video: subjects and motion in one denoising, Algorithm 1.",
+     needs=("learn-subject", "fuse", "invert", "learn-motion"),
+     files=("video.mp4", "frames.png", "sheet.png", "log.json"), folder=lambda project, name: f"samples/{name}",
+     names=Workspace.samples, inputs=_sample_inputs, request=_sample_request, command=lambda name: "videomage sample")
+_add("eval", "score", "Score the videos: CLIP-T, CLIP-I, DINO-I, T. Cons.", function="stages.evaluate:evaluate",
+     needs=("sample",), files=("{name}.json",), folder=lambda project, name: "scores", names=Workspace.samples,
+     inputs=_score_inputs, request=_sample_request, command=lambda name: f"videomage eval {name}", uses_base=False,
+     manifest="{name}.manifest.json")

@@ -1,7 +1,14 @@
-"""How a stage says what it is doing. The console draws a bar, a test collects a list, a library user hears nothing."""
+"""How a stage says what it is doing, and how it is told to stop.
+
+The console draws a bar, a test collects a list, a library user hears nothing. Stopping is one flag of the process: the
+command line raises it on SIGTERM, and a loop asks for it after every step: `fit(..., stop=asked_to_stop)`.
+"""
 from __future__ import annotations
 
+import threading
 from typing import Protocol
+
+_stop = threading.Event()
 
 
 class Report(Protocol):
@@ -12,3 +19,18 @@ class Report(Protocol):
 
 def silent(**facts: object) -> None:
     """The default report: nothing."""
+
+
+def ask_to_stop() -> None:
+    """Ask every loop of this process to finish its step, save and raise Interrupted. Safe in a signal handler."""
+    _stop.set()
+
+
+def asked_to_stop() -> bool:
+    """Whether this process was asked to stop. Hand it to `fit(stop=...)`; other long loops ask it between steps."""
+    return _stop.is_set()
+
+
+def clear_stop() -> None:
+    """Forget the request (a library that goes on after an Interrupted; tests)."""
+    _stop.clear()

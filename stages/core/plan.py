@@ -1,0 +1,250 @@
+"""One artefact of a project: what it is made from, whether it is fresh, and how it is made without half-written files.
+
+    plan = project.plan(STAGES["fuse"], "dog+toy", options, seed=0, base=identity("sprites"))
+    if plan.state() and not force: return plan.artifact()
+    with plan.making() as out:          # `out` is a temporary folder; leave there what the stage makes
+        save(lora, out / "lora.safetensors")
+    return plan.artifact()
+
+Fresh means: the options that shape the result, what was asked (prompt, class word), base and revision, seed and every
+input's hash are those of the manifest, and the files are those that the stage left. Nothing goes by time stamps.
+"""
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import BadInput, MissingPrerequisite, OutOfResources
+from .lock import locked
+from .report import Report, silent
+from .stage import Artifact, Input, Stage, State, plain
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+VERSIONS = ("videomage", "torch", "diffusers", "transformers", "peft", "safetensors")
+
+
+@dataclass
+class Plan:
+    """One artefact to make; see the module's example. `facts` (figures worth keeping) go into the manifest."""
+
+    project: Workspace
+    stage: Stage
+    name: str
+    options: object
+    seed: int
+    base: Mapping[str, str] | None
+    request: dict
+    given: Mapping[str, Path | tuple[Path, ...]]
+    facts: dict = field(default_factory=dict)
+    made: bool = False
+
+    def __post_init__(self) -> None:
+        self.folder: Path = self.project.root / self.stage.folder(self.project, self.name)
+        self.sources = dict(self.stage.inputs(self.project, self.name, self.options, self.request))
+        for label, path in self.given.items():
+            here = self.sources.get(label)
+            self.sources[label] = dataclasses.replace(here, path=path) if here else Input(path, label)
+        self.inputs: dict[str, Path | tuple[Path, ...]] = {key: item.path for key, item in self.sources.items()}
+        self.manifest_path = self.folder / self.stage.manifest.format(stage=self.stage.name, name=self.name)
+        self.partial = self.project.partial / f"{self.stage.name}-{self.name.replace('/', '-')}"
+
+    # -- identity -----------------------------------------------------------------------------------------------
+    def settings(self) -> dict[str, object]:
+        """The options that shape the result and the request, as JSON values."""
+        shaping = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)
+                   if f.metadata.get("identity", True)}
+        return plain({**shaping, **self.request})
+
+    def hashes(self) -> dict[str, str]:
+        """{label or label/file: sha256} of the inputs that are there."""
+        found = {}
+        for label, source in self.sources.items():
+            for path in source.files():
+                single = isinstance(source.path, Path) and source.path.is_file()
+                key = label if single else f"{label}/{path.name}"
+                while key in found:                                   # equal names from different folders
+                    key += "'"
+                found[key] = self.project.sha256(path)
+        return found
+
+    @property
+    def identity(self) -> str:
+        """One hash over everything that defines the result; a checkpoint of another identity is not resumed."""
+        whole = {"stage": self.stage.name, "name": self.name, "settings": self.settings(), "seed": self.seed,
+                 "base": plain(self.base), "inputs": self.hashes()}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a stage saves its progress: one folder for one identity, gone when the artefact is whole."""
+        return self.partial / f"checkpoints-{self.identity[:16]}"
+
+    # -- freshness ----------------------------------------------------------------------------------------------
+    def recorded(self) -> dict | None:
+        """The manifest, or None."""
+        return self.project.manifest(self.manifest_path)
+
+    def state(self, *, deep: bool = True) -> State:
+        """Fresh, or stale with the reasons, or missing. deep: stale, too, when one of those it is made from is."""
+        old = self.recorded()
+        if old is None:
+            absent = [source.what for source in self.sources.values() if not source.files()]
+            return State("missing", tuple(f"needs {what}" for what in absent))
+        skip = set(old.get("given", ()))
+        reasons = [*_damage(self.project, self.folder, old), *_changes(old["settings"], self.settings(), "")]
+        if old["seed"] != self.seed:
+            reasons.append(f"seed {old['seed']} -> {self.seed}")
+        if self.stage.uses_base and self.base is not None and old["base"] != plain(self.base):
+            reasons.append(f"base {_named(old['base'])} -> {_named(self.base)}")
+        now, then = self.hashes(), old["inputs"]
+        if not self.given:                 # an input named by hand last time is compared only when it is named again
+            now, then = ({k: v for k, v in side.items() if k.split("/")[0] not in skip} for side in (now, then))
+        reasons += [f"input {key} {verb}" for key, verb in _differences(then, now)]
+        if deep:
+            reasons += [f"follows {stage.name} '{name}', which is {state.kind}"
+                        for stage, name, state in self.upstream() if state.kind == "stale"]
+        return State("stale" if reasons else "fresh", tuple(reasons))
+
+    def upstream(self) -> list[tuple[Stage, str, State]]:
+        """The artefacts that this one is made from, and their states."""
+        makers = {(s.stage.name, s.name): s.stage for s in self.sources.values() if s.stage}
+        return [(stage, name, self.project.intended(stage, name, self.base).state())
+                for (_, name), stage in makers.items()]
+
+    def require(self, *, stale_too: bool = True) -> None:
+        """Raise MissingPrerequisite for an input that is not there, or (stale_too) is not what it should be by now."""
+        for source in self.sources.values():
+            if source.files():
+                continue
+            if source.stage:
+                raise MissingPrerequisite(f"{self.stage.name} needs {source.what}, which has not been made",
+                                          f"Run: {source.stage.command(source.name)}")
+            raise BadInput(f"{self.stage.name} needs {source.what}, and there is nothing at "
+                           f"{self.project.show(source.path)}", source.remedy)
+        for stage, name, state in self.upstream() if stale_too else ():
+            if state.kind == "stale":
+                raise MissingPrerequisite(f"{self.stage.name} builds on {stage.name} '{name}', which is stale "
+                                          f"({'; '.join(state.reasons)})",
+                                          f"Run: {stage.command(name)}   (--force builds on it as it is)")
+
+    # -- making -------------------------------------------------------------------------------------------------
+    @contextmanager
+    def making(self, report: Report = silent, *, force: bool = False) -> Iterator[Path]:
+        """A temporary folder for the stage's files; when the block ends well they are hashed, moved into place, and
+        described by the manifest, last. When it raises, the artefact from before stands untouched.
+
+        Raises MissingPrerequisite before anything is done (force: a stale prerequisite is taken as it is), Locked where
+        another process makes the same artefact, OutOfResources when the disk is full."""
+        self.require(stale_too=not force)
+        with locked(self.partial.with_suffix(".lock"), f"{self.stage.name} '{self.name}'"):
+            out = self.partial / f"out-{os.getpid()}"
+            started = time.monotonic()
+            inputs = self.hashes()
+            try:
+                for leftover in self.partial.glob("out-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                out.mkdir(parents=True)
+                yield out
+                if self.hashes() != inputs:
+                    report(note="an input changed while this ran: the artefact will count as stale")
+                self._move(out, inputs, time.monotonic() - started)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OutOfResources(f"the disk that holds {self.project.root} is full",
+                                         "make room, and run it again: it goes on from its last checkpoint") from error
+                raise
+            finally:
+                shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.made = True
+
+    def _move(self, out: Path, inputs: Mapping[str, str], seconds: float) -> None:
+        """The old manifest goes first and the new one comes last: whatever is seen in between counts as missing."""
+        names = sorted(str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_file())
+        assert names, f"{self.stage.name} left no file"
+        manifest = {**self._record(), "inputs": dict(inputs), "seconds": round(seconds, 1),
+                    "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": plain(self.facts),
+                    "files": {name: self.project.sha256(out / name) for name in names}}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        old = self.recorded() or {"files": {}}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest_path.unlink(missing_ok=True)
+        for name in old["files"].keys() - set(names):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in names:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).replace(self.folder / name)
+        (out / "manifest").write_text(text, encoding="utf-8")
+        (out / "manifest").replace(self.manifest_path)
+
+    def _record(self) -> dict[str, object]:
+        """What the manifest says of the order. overrides: the settings that were asked for this once and are not the
+        project's, so that `status` does not call the result stale; given: inputs named by hand, for the same reason."""
+        options = {key: self.project.show(value) if isinstance(value, Path) else value
+                   for key, value in vars(self.options).items()}
+        return {"stage": self.stage.name, "name": self.name, "identity": self.identity, "options": plain(options),
+                "request": plain(self.request), "settings": self.settings(), "overrides": sorted(self.overrides()),
+                "given": sorted(self.given), "base": plain(self.base) if self.stage.uses_base else None,
+                "seed": self.seed, "versions": {name: _version(name) for name in VERSIONS}}
+
+    def overrides(self) -> dict[str, object]:
+        """The settings that differ from what the project itself asks of this artefact."""
+        wanted = dataclasses.replace(self, options=self.stage.intent(self.project.settings), given={},
+                                     request=self.stage.request(self.project, self.name)).settings()
+        return {key: value for key, value in self.settings().items() if key not in wanted or wanted[key] != value}
+
+    def artifact(self) -> Artifact:
+        """The artefact as its manifest describes it. Raises MissingPrerequisite where there is none."""
+        manifest = self.recorded()
+        if manifest is None:
+            raise MissingPrerequisite(f"{self.stage.name} '{self.name}' has not been made",
+                                      f"Run: {self.stage.command(self.name)}")
+        main = self.folder / self.stage.files[0].format(name=self.name)
+        return Artifact(self.stage.name, self.name, self.folder, main,
+                        tuple(self.folder / name for name in manifest["files"]), manifest, self.made)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _named(base: Mapping[str, str] | None) -> str:
+    return f"{base['name']}@{str(base['revision'])[:8]}" if base else "none"
+
+
+def _changes(old: Mapping, new: Mapping, prefix: str) -> list[str]:
+    return [f"{prefix}{key} {old.get(key)!r} -> {new[key]!r}" for key in new if key not in old or old[key] != new[key]]
+
+
+def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, str]]:
+    keys = dict.fromkeys([*old, *new])
+    return [(key, "is gone" if key not in new else "is new" if key not in old else "changed")
+            for key in keys if old.get(key) != new.get(key)]
+
+
+def _damage(project: Workspace, folder: Path, manifest: Mapping) -> list[str]:
+    """Files of the artefact that are gone or were changed after the stage left them."""
+    found = []
+    for name, sha in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"its file {name} is gone")
+        elif project.sha256(path) != sha:
+            found.append(f"its file {name} was changed by hand")
+    return found

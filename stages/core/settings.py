@@ -1,0 +1,145 @@
+"""project.yaml: what the human wants. Read and checked here, written only once (by `videomage init`)."""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from .errors import BadInput, Refused, UsageError
+
+FILE = "project.yaml"
+KEYS = ("base", "subjects", "motion", "prompts", "options")
+SUBJECT_KEYS = ("class", "images")
+MOTION_KEYS = ("name", "clip", "prompt")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject to learn: name `toy` (its token is `<toy>`), its plain class word, and where its photos are."""
+
+    name: str
+    class_word: str
+    images: tuple[str, ...] = ()          # files, folders or globs, relative to the project
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The motion to learn: a clip, and a prompt that puts its actors in brackets, "a [person] is riding a [horse]"."""
+
+    name: str
+    clip: str | None = None               # relative to the project
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole of project.yaml. options: {stage: {option: value}} as written; options.resolve checks them."""
+
+    base: str = "sprites"
+    subjects: Mapping[str, Subject] = field(default_factory=dict)
+    motion: Motion | None = None
+    prompts: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """"did you mean 'steps'?", or the list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known) or 'nothing'}"
+
+
+def check_name(name: str, what: str, where: str | None = None) -> str:
+    """A name becomes a folder and a token: letters, digits, - and _. Raises Refused for anything that leaves the
+    project, BadInput (or UsageError when no file is to blame) for other characters."""
+    if ".." in name or name.startswith(("/", "~")):
+        raise Refused(f"{what} '{name}' would leave the project folder", "use a plain name, such as toy")
+    if not NAME.fullmatch(name):
+        blame = BadInput if where else UsageError
+        raise blame(f"{where + ': ' if where else ''}{what} '{name}' is not a plain name",
+                    "use letters, digits, - and _ only: it names a folder and the token <name>")
+    return name
+
+
+def _mapping(value: object, where: str, keys: Iterable[str] | None = None) -> Mapping[str, object]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{FILE}: {where} should be a mapping, not {type(value).__name__}",
+                       "see the comments of a new project: videomage init")
+    for key in value:
+        if keys is not None and key not in keys:
+            raise BadInput(f"{FILE}: unknown key '{key}' in {where}", did_you_mean(str(key), keys))
+    return {str(key): item for key, item in value.items()}
+
+
+def _words(value: object, where: str) -> tuple[str, ...]:
+    """A string or a list of strings -> a tuple."""
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise BadInput(f"{FILE}: {where} should be text or a list of texts", f"it is {value!r}")
+    return tuple(items)
+
+
+def parse(data: object) -> Settings:
+    """The parsed YAML -> Settings. Raises BadInput naming the key, with a did-you-mean for a misspelt one."""
+    top = _mapping(data, "the file", KEYS)
+    subjects = {}
+    for name, entry in _mapping(top.get("subjects"), "subjects").items():
+        entry = _mapping(entry, f"subjects.{name}", SUBJECT_KEYS)
+        class_word = _words(entry.get("class"), f"subjects.{name}.class")
+        if len(class_word) != 1:
+            raise BadInput(f"{FILE}: subjects.{name} has no class",
+                           f"say what it is in a plain word, for example class: {name}")
+        images = _words(entry.get("images"), f"subjects.{name}.images")
+        subjects[check_name(name, "the subject", FILE)] = Subject(name, class_word[0], images)
+    motion = None
+    if top.get("motion"):
+        entry = _mapping(top["motion"], "motion", MOTION_KEYS)
+        name, clip, prompt = (next(iter(_words(entry.get(key), f"motion.{key}")), "") for key in MOTION_KEYS)
+        motion = Motion(check_name(name or "motion", "the motion", FILE), clip or None, prompt)
+    base = top.get("base") or "sprites"
+    if not isinstance(base, str):
+        raise BadInput(f"{FILE}: base should be a name or a folder", f"it is {base!r}")
+    options = {stage: _mapping(given, f"options.{stage}")
+               for stage, given in _mapping(top.get("options"), "options").items()}
+    return Settings(base, subjects, motion, _words(top.get("prompts"), "prompts"), options)
+
+
+def read(path: Path) -> Settings:
+    """project.yaml -> Settings. Raises BadInput with the line that YAML stumbled over."""
+    try:
+        return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise BadInput(f"{path}{line} is not YAML: {problem}", "mend that line") from None
+
+
+def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, prompts: Iterable[str],
+          options: Mapping) -> None:
+    """Write a first project.yaml, with comments where the human will edit. The keys are those of the file."""
+    def block(key: str, value: object, comment: str, example: str) -> str:
+        text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=100) if value else example
+        return f"# {comment}\n{text}"
+
+    text = "\n".join((
+        block("base", base, "The text-to-video model: sprites (built in) or a local diffusers folder.", ""),
+        block("subjects", dict(subjects), "What to learn from photos. `<toy>` in a prompt means the subject toy.",
+              "# subjects:\n#   toy: {class: toy, images: photos/toy}\n"),
+        block("motion", dict(motion or {}), "What to learn from a clip: its actors stand in brackets.",
+              '# motion: {name: riding, clip: clip.mp4, prompt: "a [person] is riding a [horse]"}\n'),
+        block("prompts", list(prompts), "What `videomage sample` makes when it is given no --prompt.",
+              '# prompts:\n#   - "<toy> is riding <dog> in the snow"\n'),
+        block("options", dict(options), "Hyper-parameters by stage; `videomage fuse --help` lists a stage's.",
+              "# options:\n#   sample: {steps: 50}\n")))
+    parse(yaml.safe_load(text))                       # what we write, we can read
+    path.write_text(text, encoding="utf-8")

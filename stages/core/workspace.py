@@ -1,0 +1,233 @@
+"""The project directory: names to paths, manifests, hashes. Plan (plan.py) makes one artefact of it.
+
+    project.yaml    subjects/toy/    motions/riding/    fused/dog+toy/    samples/0001-toy-riding/    scores/
+    .cache/  always safe to delete        .partial/  half-written work and checkpoints
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import settings as project_file
+from .errors import BadInput, MissingPrerequisite
+from .lock import locked
+from .plan import Plan
+from .settings import Motion, Settings, Subject, check_name, did_you_mean
+from .stage import Artifact, Input, Stage, State, natural, plain
+
+__all__ = ["Artifact", "Input", "Motion", "Plan", "Settings", "Stage", "State", "Subject", "Workspace"]
+
+MANIFEST = {"settings", "request", "inputs", "files", "seed", "base", "overrides"}     # what no manifest may lack
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Workspace:
+    """A project directory that holds a project.yaml. Raises MissingPrerequisite where there is none, BadInput
+    (naming the key or the line) where it cannot be used."""
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root)
+        path = self.root / project_file.FILE
+        if not path.is_file():
+            raise MissingPrerequisite(f"{self.root.resolve()} holds no {project_file.FILE}, so it is not a project",
+                                      "Run: videomage init   (or say -p DIR)")
+        self.settings: Settings = project_file.read(path)
+        self._hashed: dict[Path, tuple[int, int, str]] = {}
+
+    @classmethod
+    def create(cls, root: str | os.PathLike, *, base: str = "sprites", subjects: Mapping[str, Mapping] | None = None,
+               motion: Mapping | None = None, prompts: Iterable[str] = (), options: Mapping | None = None) -> Workspace:
+        """Make the folder and its project.yaml (the arguments are its keys). Raises BadInput where one exists."""
+        path = Path(root) / project_file.FILE
+        if path.exists():
+            raise BadInput(f"{path} is there already", "edit it, or choose another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        project_file.write(path, base=base, subjects=subjects or {}, motion=motion, prompts=prompts,
+                           options=options or {})
+        return cls(root)
+
+    # -- places -------------------------------------------------------------------------------------------------
+    @property
+    def partial(self) -> Path:
+        return self.root / ".partial"
+
+    def cache(self, name: str) -> Path:
+        """A folder under .cache/, made. Whatever lies there can be deleted at any time."""
+        folder = self.root / ".cache" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold a named lock of the project, for example around what two subjects share in .cache/."""
+        with locked(self.partial / f"{name}.lock", name, wait=wait):
+            yield
+
+    def subject_folder(self, name: str) -> Path:
+        return self.root / "subjects" / check_name(name, "the subject")
+
+    def motion_folder(self, name: str) -> Path:
+        return self.root / "motions" / check_name(name, "the motion")
+
+    def fused_folder(self, subjects: Iterable[str]) -> Path:
+        return self.root / "fused" / fused_name(subjects)
+
+    def sample_folder(self, name: str) -> Path:
+        return self.root / "samples" / name
+
+    def locate(self, path: str | os.PathLike) -> Path:
+        """A path as project.yaml has it (relative to the project) -> a path that can be opened."""
+        return self.root / Path(path).expanduser()
+
+    def show(self, path: Path | tuple[Path, ...]) -> str:
+        """A path as the project would write it: relative where it lies inside."""
+        if isinstance(path, tuple):
+            return ", ".join(map(self.show, path)) or "no file"
+        inside = path.resolve().is_relative_to(self.root.resolve())
+        return (path.resolve().relative_to(self.root.resolve()) if inside else path).as_posix()
+
+    # -- what the project wants ---------------------------------------------------------------------------------
+    def subject(self, name: str) -> Subject:
+        """From project.yaml, or from the manifest of a subject learned from the command line."""
+        if name in self.settings.subjects:
+            return self.settings.subjects[name]
+        manifest = self.manifest(self.subject_folder(name) / "learn-subject.json") or {}
+        if "class" in manifest.get("request", {}):
+            return Subject(name, str(manifest["request"]["class"]))
+        raise BadInput(f"there is no subject '{name}'", did_you_mean(name, self.subjects()))
+
+    def motion(self, name: str | None = None) -> Motion:
+        """From project.yaml (None: its one motion), or from the manifest of one learned from the command line."""
+        wanted = self.settings.motion
+        if wanted and name in (None, wanted.name):
+            return wanted
+        there = self.motions()
+        if name is None and len(there) == 1:
+            name = there[0]
+        if name is None or name not in there:
+            raise BadInput(f"there is no motion '{name}'" if name else "the project names no motion",
+                           did_you_mean(name, there) if name and there else
+                           "give project.yaml a motion: {name, clip, prompt}, or run: videomage segment CLIP")
+        manifest = self.manifest(self.motion_folder(name) / "learn-motion.json") or {}
+        return Motion(name, None, str(manifest.get("request", {}).get("prompt", "")))
+
+    def subjects(self) -> list[str]:
+        """Names: of project.yaml, then of what lies in subjects/ beside them."""
+        return list(dict.fromkeys([*self.settings.subjects, *self._listed("subjects")]))
+
+    def motions(self) -> list[str]:
+        wanted = [self.settings.motion.name] if self.settings.motion else []
+        return list(dict.fromkeys([*wanted, *self._listed("motions")]))
+
+    def fusions(self) -> list[str]:
+        """Keys: of all the subjects of project.yaml, when there are two or more, then of what lies in fused/."""
+        wanted = [fused_name(self.settings.subjects)] if len(self.settings.subjects) > 1 else []
+        return list(dict.fromkeys([*wanted, *self._listed("fused")]))
+
+    def samples(self) -> list[str]:
+        """Names in samples/, in order."""
+        return self._listed("samples")
+
+    def _listed(self, folder: str) -> list[str]:
+        found = (self.root / folder).glob("*")
+        return [path.name for path in sorted(found, key=natural) if path.is_dir() and not path.name.startswith(".")]
+
+    def photos(self, subject: str) -> tuple[Path, ...]:
+        """The photos of a subject: those that project.yaml names (files, folders, globs), else the kept copies."""
+        named = self.settings.subjects[subject].images if subject in self.settings.subjects else ()
+        found: list[Path] = []
+        for item in (*named, *(() if named else (f"subjects/{subject}/images",))):
+            path = self.locate(item)
+            matches = [path] if path.is_file() else path.glob("*") if path.is_dir() else self.root.glob(item) \
+                if not Path(item).is_absolute() else path.parent.glob(path.name)
+            found += sorted((p for p in matches if p.suffix.lower() in IMAGES), key=natural)
+        copies = self.root / "subjects" / subject / "images"
+        if not found and copies.is_dir():              # a project that was mailed without its sources
+            found = sorted((p for p in copies.iterdir() if p.suffix.lower() in IMAGES), key=natural)
+        return tuple(dict.fromkeys(found))
+
+    # -- artefacts ----------------------------------------------------------------------------------------------
+    def plan(self, stage: Stage, name: str, options: object = None, *, seed: int = 0,
+             base: Mapping[str, str] | None = None, request: Mapping | None = None,
+             given: Mapping[str, Path | tuple[Path, ...]] | None = None) -> Plan:
+        """The plan of one artefact. options None: the project's. request: what this call asks beside options (class
+        word, prompt), laid over what the project asks. given: inputs named by hand in place of the project's.
+        base: backbones.identity(...), for a stage that uses one."""
+        options = stage.intent(self.settings) if options is None else options
+        whole = {**stage.request(self, name), **(request or {})}
+        return Plan(self, stage, name, options, seed, base if stage.uses_base else None, whole, dict(given or {}))
+
+    def intended(self, stage: Stage, name: str, base: Mapping[str, str] | None = None) -> Plan:
+        """The artefact as the project wants it, except for what its maker asked for by hand (seed, typed options):
+        what `status` compares with, and what the next stage may rely on."""
+        manifest = self.manifest(self.plan(stage, name, base=base).manifest_path)
+        if manifest is None:
+            return self.plan(stage, name, base=base)
+        by_hand = {key: manifest["settings"][key] for key in manifest["overrides"]}
+        options = stage.intent(self.settings)
+        known = {key: value for key, value in by_hand.items() if key in type(options).__dataclass_fields__}
+        request = {key: value for key, value in by_hand.items() if key not in known}
+        return self.plan(stage, name, type(options)(**{**vars(options), **known}), seed=manifest["seed"], base=base,
+                         request=request)
+
+    def sample_name(self, stage: Stage, options: object, *, request: Mapping, seed: int, reserve: bool = True) -> str:
+        """The name, "0001-toy-is-riding", of the sample with this request, seed and by-hand options, or a new one.
+        reserve: keep that number for it (under .partial/), so that two processes never share one."""
+        probe = self.plan(stage, "0000", options, seed=seed, request=request)
+        order = plain({"request": probe.request, "seed": seed, "options": {
+            key: value for key, value in probe.overrides().items() if key not in probe.request}})
+        with self.lock("samples"):
+            taken = {name: self._sample_order(name) for name in self.samples()}
+            for path in self.partial.glob("sample-*/order.json"):
+                taken[path.parent.name.removeprefix("sample-")] = json.loads(path.read_text(encoding="utf-8"))
+            for name, other in taken.items():
+                if other == order:
+                    return name
+            number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
+            words = re.sub(r"[^a-z0-9]+", "-", str(probe.request.get("prompt", "")).lower()).strip("-")
+            name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
+            if reserve:
+                folder = self.partial / f"sample-{name}"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+        return name
+
+    def _sample_order(self, name: str) -> dict | None:
+        manifest = self.manifest(self.sample_folder(name) / "sample.json")
+        return manifest and {"request": manifest["request"], "seed": manifest["seed"], "options": {
+            key: manifest["settings"][key] for key in manifest["overrides"] if key not in manifest["request"]}}
+
+    def manifest(self, path: Path) -> dict | None:
+        """A manifest, or None where there is none. Raises BadInput for one that cannot be read."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict) or not found.keys() >= MANIFEST:
+            raise BadInput(f"{path} is damaged", "delete it: its stage will run again")
+        return found
+
+    def sha256(self, path: Path) -> str:
+        """Of a file's content; remembered in this process while size and time stamp stay."""
+        facts = path.stat()
+        size, stamp, known = self._hashed.get(path, (-1, -1, ""))
+        if (size, stamp) != (facts.st_size, facts.st_mtime_ns):
+            with path.open("rb") as handle:
+                digest = hashlib.sha256()
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+            known = digest.hexdigest()
+            self._hashed[path] = (facts.st_size, facts.st_mtime_ns, known)
+        return known
+
+
+def fused_name(subjects: Iterable[str]) -> str:
+    """{"toy", "dog"} -> "dog+toy": one key for one set."""
+    return "+".join(sorted({check_name(name, "the subject") for name in subjects}))

@@ -1,0 +1,254 @@
+"""Every hyper-parameter of every stage, one line each. A line yields the flag, its help and range check, the key in
+project.yaml, the manifest's record and the README's table. Defaults are the paper's; what a base needs otherwise stands
+in presets.py. Imports no torch.
+
+Precedence: typed flag > project.yaml `options` > preset of the base > the default here.
+"""
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+
+from .core.errors import BadInput, UsageError, VideomageError
+from .core.settings import FILE, Settings, did_you_mean
+from .presets import PRESETS
+
+
+def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True) -> typing.Any:
+    """A hyper-parameter. within: its range and unit, "0..1", "1.. steps", "(0.. " for above 0; "" where there is none.
+    paper: the section it comes from, "ours" where the paper leaves it open. identity False: the result does not depend
+    on it (how often to preview), or it is a path, whose content is hashed as an input instead."""
+    low, high, unit, above = None, None, "", False
+    if within:
+        above = within.startswith("(")
+        limits, _, unit = within.lstrip("(").partition(" ")
+        low, high = (float(part) if part else math.inf for part in limits.split(".."))
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit, "paper": paper,
+                                            "above": above, "identity": identity})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Values are coerced to their type (YAML reads 1e-4 as text) and checked against their range when made."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, checked(type(self), spec, getattr(self, spec.name)))
+
+
+@dataclass(frozen=True)
+class SegmentOptions(Options):
+    """segment: phrases -> mask tracks (METHOD 3.1; the paper uses Grounded-SAM2)."""
+
+    segmenter: str = option("clipseg", "", "what draws the masks: clipseg, or given (PNGs of your own)", "§3.3; ours")
+    threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to an actor", "ours")
+    masks: Path | None = option(None, "", "for 'given': a folder with a sub-folder of PNGs per actor", identity=False)
+    actors: tuple[str, ...] = option((), "", "what to look for; default: the bracketed words of the prompt", "§3.3")
+
+
+@dataclass(frozen=True)
+class InvertOptions(Options):
+    """invert: appearance tokens by textual inversion on one frame, and DDIM-inverted noise (METHOD 3.1, 5)."""
+
+    token_steps: int = option(300, "0.. steps", "steps of textual inversion, all actors together", "ours")
+    token_rate: float = option(5e-3, "(0..10", "its learning rate", "ours")
+    token_batch: int = option(4, "1..4096", "noise levels drawn at each of its steps", "ours")
+    token_frame: int = option(0, "0.. frame", "the one frame whose crops teach the tokens", "§3.3; ours")
+    inversion_steps: int = option(50, "1..1000 steps", "steps of DDIM inversion", "§3.5")
+    inversion_refine: int = option(0, "0..100", "fixed-point iterations in each inversion step; 0: plain DDIM", "ours")
+
+
+@dataclass(frozen=True)
+class LearnSubjectOptions(Options):
+    """learn-subject: token and spatial LoRA on L_sub + lambda1 L_reg (METHOD 2)."""
+
+    steps: int = option(300, "1.. steps", "training steps", "suppl.")
+    rate: float = option(1e-4, "(0..10", "learning rate of the LoRA", "suppl.")
+    token_rate: float = option(1e-5, "0..10", "learning rate of the subject's token", "suppl.")
+    rank: int = option(32, "1..4096", "rank of the LoRA", "ours")
+    alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
+    batch: int = option(1, "1..4096", "photos in a step", "ours")
+    lambda1: float = option(0.25, "0..1000", "weight of L_reg, which keeps the base's sense of time", "§3.2")
+    auxiliary: Path | None = option(None, "", "clips for L_reg; default: drawn from the base", "§3.2", identity=False)
+    auxiliary_count: int = option(16, "1.. clips", "how many to draw from the base when no folder is named", "ours")
+    preview_every: int = option(100, "0.. steps", "how often to draw a preview; 0: only at the end", identity=False)
+
+
+@dataclass(frozen=True)
+class LearnMotionOptions(Options):
+    """learn-motion: temporal LoRA on the appearance-free target (METHOD 3.2)."""
+
+    steps: int = option(300, "1.. steps", "training steps", "suppl.")
+    rate: float = option(1e-4, "(0..10", "learning rate of the LoRA", "suppl.")
+    rank: int = option(32, "1..4096", "rank of the LoRA", "ours")
+    alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
+    batch: int = option(1, "1..4096", "noise levels of the clip in a step", "ours")
+    w: float = option(0.5, "0..100", "how far the target turns from the actors' looks; 0: plain fine-tuning", "§3.3")
+    template: str = option("A static video of {actors}.", "", "the prompt c_ap; {actors} is filled in", "§3.3")
+
+
+@dataclass(frozen=True)
+class FuseOptions(Options):
+    """fuse: several subject LoRAs into one on L_fusion + lambda2 L_attn (METHOD 4)."""
+
+    steps: int = option(300, "1.. steps", "training steps", "suppl. (250-450)")
+    rate: float = option(1e-4, "(0..10", "learning rate of the fused LoRA", "suppl.")
+    batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
+    lambda2: float = option(0.6, "0..1000", "weight of L_attn, which ties each token to its own subject", "§3.4")
+    videos: int = option(4, "1.. videos", "training videos sampled from each subject's own LoRA", "ours")
+    overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
+    layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
+
+
+@dataclass(frozen=True)
+class SampleOptions(Options):
+    """sample: spatial-temporal collaborative sampling, Algorithm 1 (METHOD 5)."""
+
+    steps: int = option(50, "1..1000 steps", "DDIM steps", "§4")
+    guidance: float = option(9.0, "0..100", "classifier-free guidance scale; 1: none", "§4")
+    tau: int = option(15, "0..1000 steps", "how many of the first steps are guided; 0: none", "§3.5")
+    alpha: float = option(1e4, "0..1e12", "guidance strength at 576x320x24, rescaled to the latent at hand", "§3.5")
+    alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
+    beta_s: float = option(0.5, "0..1", "weight of the subject branch's noise", "§3.5")
+    beta_m: float = option(0.5, "0..1", "weight of the motion branch's noise", "§3.5")
+    beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
+    layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
+    frames: int | None = option(None, "1..1024 frames", "frames of the video; default: the base's own", "§4 (24)")
+    count: int = option(1, "1.. videos", "videos of each prompt, their seeds counting up", identity=False)
+
+
+@dataclass(frozen=True)
+class EvalOptions(Options):
+    """eval: CLIP-T, CLIP-I, DINO-I, T. Cons. (METHOD 6)."""
+
+    clip: Path | None = option(None, "", "folder of the CLIP model; default: the base's own", "§4", identity=False)
+    dino: Path | None = option(None, "", "folder of the DINO model; default: the base's own", "§4", identity=False)
+
+
+OPTIONS: dict[str, type[Options]] = {
+    "segment": SegmentOptions, "invert": InvertOptions, "learn-subject": LearnSubjectOptions,
+    "learn-motion": LearnMotionOptions, "fuse": FuseOptions, "sample": SampleOptions, "eval": EvalOptions}
+
+
+# -- from values to options ------------------------------------------------------------------------------------------
+@cache
+def kind(cls: type[Options], name: str) -> tuple[type, bool]:
+    """(the plain type, whether None is allowed) of an option: (float, True) for `float | None`; tuples give tuple."""
+    hint = typing.get_type_hints(cls)[name]
+    optional = isinstance(hint, types.UnionType)
+    if optional:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint, optional
+
+
+def span(spec: Field) -> str:
+    """The range of an option in words: "0 to 1", "above 0, up to 10", "" where there is none."""
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    if low is None:
+        return ""
+    first = f"above {low:g}" if spec.metadata["above"] else f"{low:g} or more" if high == math.inf else f"{low:g}"
+    return first + ("" if high == math.inf else f", up to {high:g}" if spec.metadata["above"] else f" to {high:g}")
+
+
+def checked(cls: type[Options], spec: Field, value: object) -> object:
+    """The value as the option's type, within its range. Raises UsageError with the option's name."""
+    wanted, optional = kind(cls, spec.name)
+    if value is None and optional:
+        return None
+    try:
+        numeric = wanted in (int, float)
+        if value is None or isinstance(value, bool) or (numeric and not isinstance(value, (int, float, str))):
+            raise ValueError
+        if wanted is tuple:
+            words = [value] if isinstance(value, str) else value
+            if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+                raise ValueError
+            return tuple(words)
+        if wanted in (str, Path) and not isinstance(value, (str, Path)):
+            raise ValueError
+        if wanted is int and not float(value).is_integer():
+            raise ValueError
+        value = int(float(value)) if wanted is int else wanted(value)
+    except (ValueError, OverflowError):
+        names = {int: "a whole number", float: "a number", str: "text", Path: "a path", tuple: "a list of texts"}
+        raise UsageError(f"{spec.name} is {value!r}, but should be {names[wanted]}") from None
+    if wanted in (int, float):
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        inside = low <= value <= high and not (spec.metadata["above"] and value == low) and math.isfinite(value)
+        if not inside:
+            raise UsageError(f"{spec.name} is {value:g}, but should be {span(spec)}")
+    return value
+
+
+def sources(stage: str, settings: Settings, typed: Mapping[str, object] | None = None) -> dict[str, tuple[object, str]]:
+    """{option: (value, where from)}; where: "typed", "project.yaml", "preset: REASON" or "paper"."""
+    cls = OPTIONS[stage]
+    known = {spec.name: spec for spec in fields(cls)}
+    unknown = [name for name in settings.options if name not in OPTIONS]
+    if unknown:
+        raise BadInput(f"{FILE}: options.{unknown[0]} is no stage", did_you_mean(unknown[0], OPTIONS))
+    written = {str(key).replace("-", "_"): value for key, value in settings.options.get(stage, {}).items()}
+    for key in written:
+        if key not in known:
+            raise BadInput(f"{FILE}: options.{stage} has no '{key}'", did_you_mean(key, known))
+    preset = PRESETS.get(settings.base, {}).get(stage, {})
+    out = {}
+    for name, spec in known.items():
+        if typed and typed.get(name) is not None:
+            out[name] = (typed[name], "typed")
+        elif name in written:
+            try:
+                out[name] = (checked(cls, spec, written[name]), FILE)
+            except VideomageError as error:
+                raise BadInput(f"{FILE}: options.{stage}: {error.what}", error.remedy) from None
+        elif name in preset:
+            out[name] = (preset[name][0], f"preset: {preset[name][1]}")
+        else:
+            out[name] = (spec.default, "paper")
+    return out
+
+
+def resolve(stage: str, settings: Settings, typed: Mapping[str, object] | None = None) -> typing.Any:
+    """The options of a stage for a project: typed > project.yaml > preset of its base > the paper's. typed: {option:
+    value}, None meaning not typed. Raises BadInput naming the key of project.yaml, UsageError for a typed value."""
+    return OPTIONS[stage](**{name: value for name, (value, _) in sources(stage, settings, typed).items()})
+
+
+def deviations(stage: str, settings: Settings) -> Iterator[tuple[str, object, object, str]]:
+    """Where this project's stage differs from the paper: (option, value, the paper's, why)."""
+    defaults = {spec.name: spec.default for spec in fields(OPTIONS[stage])}
+    for name, (value, where) in sources(stage, settings).items():
+        if where != "paper" and value != defaults[name]:
+            yield name, value, defaults[name], where.removeprefix("preset: ")
+
+
+# -- the README's table ----------------------------------------------------------------------------------------------
+def show(value: object) -> str:
+    """A value as a person types it."""
+    if value is None or value == () or value is MISSING:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def markdown(base: str = "sprites") -> str:
+    """The table between the README's `<!-- options -->` marks: every option, its default, and the preset of a base."""
+    rows = [f"| stage | option | default | {base} | range | what it is | paper |", "|---|---|---|---|---|---|---|"]
+    for stage, cls in OPTIONS.items():
+        preset = PRESETS.get(base, {}).get(stage, {})
+        for spec in fields(cls):
+            limits = " ".join(filter(None, (span(spec), spec.metadata["unit"])))
+            own = show(preset[spec.name][0]) if spec.name in preset else ""
+            rows.append(f"| {stage} | `--{spec.name.replace('_', '-')}` | {show(spec.default)} | {own} | {limits} "
+                        f"| {spec.metadata['help']} | {spec.metadata['paper']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(markdown() + "\n")
