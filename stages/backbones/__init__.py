@@ -34,8 +34,8 @@ def identity(base: str) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.suffix in _READ and p.is_file())
     whole = hashlib.sha256()
     for path in files:
-        stat = path.stat()
-        whole.update(f"{path.relative_to(folder).as_posix()} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        stat, name = path.stat(), path.relative_to(folder).as_posix()
+        whole.update(f"{name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return {"name": base, "revision": whole.hexdigest()}
 
 

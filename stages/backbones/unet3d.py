@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from ..core.attention import Site
 from ..core.errors import BadInput, UsageError
@@ -67,10 +69,14 @@ class UNet3D:
             native |= json.loads((folder / "videomage.json").read_text())
 
         def part(kind: type, subfolder: str) -> nn.Module:
-            half = not any((folder / subfolder).glob("*model.safetensors")) or None
-            return kind.from_pretrained(folder / subfolder, dtype=DTYPES[dtype], use_safetensors=True,
-                                        variant=half and "fp16").to(device)
+            files = [path.name for path in (folder / subfolder).glob("*.safetensors")]
+            variant = "fp16" if files and all(".fp16." in name for name in files) else None
+            spelling = "dtype" if kind is CLIPTextModel else "torch_dtype"          # transformers 5, diffusers
+            return kind.from_pretrained(folder / subfolder, use_safetensors=True, variant=variant,
+                                        **{spelling: DTYPES[dtype]}).to(device)
 
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()                 # a library does not draw
         try:
             return cls(part(UNet3DConditionModel, "unet") if "unet" in parts else None,
                        part(AutoencoderKL, "vae") if "vae" in parts else None,
@@ -80,6 +86,9 @@ class UNet3D:
                        name=name, revision=revision, frames=native["frames"], fps=native["fps"])
         except (OSError, ValueError, RuntimeError) as error:
             raise BadInput(f"the base in {folder} cannot be loaded ({error})", "copy or make it again") from error
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def _modules(self) -> list[nn.Module]:
         return [m for m in (self.denoiser, self.vae, self.text_encoder) if m is not None]
@@ -108,7 +117,7 @@ class UNet3D:
     # ------------------------------------------------------------------------------------------------ pixels, latents
     @torch.no_grad()
     def encode(self, frames_BFHWC: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, F, H, W, 3) -> latents (B, C, F, h, w): the posterior's mean, scaled. A photo is a clip of F = 1."""
+        """uint8 (B, F, H, W, 3) -> latents (B, C, F, h, w): the posterior's mean, scaled. A photo has F = 1."""
         frames = torch.as_tensor(np.ascontiguousarray(frames_BFHWC))
         pictures = frames.flatten(0, 1).permute(0, 3, 1, 2)                          # (B F, 3, H, W)
         latents = [self.vae.encode(some.to(self.device, self.dtype) / 127.5 - 1).latent_dist.mean
@@ -134,9 +143,9 @@ class UNet3D:
         tokens = tokens or {}
         counts = {name: len(rows) for name, rows in tokens.items()}
         laid = [self._lay_out(prompt, counts) for prompt in prompts]
-        ids_BL = torch.tensor([ids for ids, _ in laid], device=self.device)
-        where = [(b, at, name) for b, (_, spans) in enumerate(laid) for name, at in spans if name in tokens]
-        with _rows_replaced(self.text_encoder.get_input_embeddings(), where, tokens):
+        ids_BL = torch.tensor([text.ids for text in laid], device=self.device)
+        places = [(row, at, tokens[name]) for row, text in enumerate(laid) for name, at in text.placeholders]
+        with _rows_replaced(self.text_encoder.get_input_embeddings(), places):
             return self.text_encoder(ids_BL).last_hidden_state
 
     def positions(self, prompt: str, tokens: Mapping[str, Tensor] | Iterable[str] = ()) -> list[tuple[str, range]]:
@@ -146,7 +155,7 @@ class UNet3D:
         lies beyond the last position, has an empty range.
         """
         counts = {name: len(tokens[name]) if isinstance(tokens, Mapping) else 1 for name in tokens}
-        return self._lay_out(prompt, counts)[1]
+        return self._lay_out(prompt, counts).words
 
     def word_embedding(self, word: str) -> Tensor:
         """The frozen embedding rows of a plain word or phrase, (n, width): where learned tokens start from."""
@@ -157,22 +166,23 @@ class UNet3D:
     def _text_length(self) -> int:
         return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
-    def _lay_out(self, prompt: str, counts: Mapping[str, int]) -> tuple[list[int], list[tuple[str, range]]]:
-        """Token ids of the prompt, padded to L, and (word, positions) of its whitespace words.
+    def _lay_out(self, prompt: str, counts: Mapping[str, int]) -> _Text:
+        """counts: how many vectors each placeholder has.
 
         The prompt is cut at its placeholders; what lies between is tokenized as the tokenizer would. At a placeholder
-        the start token's id stands as many times as the token has vectors; its embedding is what `embed` replaces.
-        Where a token came from is read off its character offsets, and so is the word it belongs to.
+        the start token's id stands once per vector; its embedding is what `embed` replaces. Each token's character
+        offsets tell which whitespace word it belongs to.
         """
         tokenizer, length = self.tokenizer, self._text_length
-        ids, chars = [tokenizer.bos_token_id], [(-1, -1)]                            # chars: of each token, from and to
+        ids, chars, placeholders = [tokenizer.bos_token_id], [(-1, -1)], []          # chars: (from, to) of each token
         for start, stop in _pieces(prompt, counts):
             if (piece := prompt[start:stop]) in counts:
+                placeholders.append((piece, range(len(ids), len(ids) + counts[piece])))
                 ids += [tokenizer.bos_token_id] * counts[piece]
                 chars += [(start, stop)] * counts[piece]
                 if len(ids) > length - 1:
-                    raise BadInput(f"the prompt '{prompt}' has no room for {piece} in the {length} tokens that the text "
-                                   "encoder reads", "write it shorter")
+                    raise BadInput(f"the prompt '{prompt}' leaves no room for {piece}: the text encoder reads {length} "
+                                   "tokens", "write it shorter")
             else:
                 found = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 ids += found.input_ids
@@ -181,15 +191,15 @@ class UNet3D:
         words = []
         for match in re.finditer(r"\S+", prompt):
             name, start, stop = _bare(match[0], match.start(), counts)
-            inside = [at for at, (a, b) in enumerate(chars) if start <= a and b <= stop and a < b]
+            inside = [at for at, (a, b) in enumerate(chars) if start <= a and b <= stop]
             words.append((name, range(inside[0], inside[-1] + 1) if inside else range(0)))
         ids += [tokenizer.eos_token_id]
-        return ids + [tokenizer.pad_token_id] * (length - len(ids)), words
+        return _Text(ids + [tokenizer.pad_token_id] * (length - len(ids)), words, placeholders)
 
     # ------------------------------------------------------------------------------------------------------ denoising
     def predict(self, x: Tensor, t: int | Tensor, vectors: Tensor) -> Tensor:
-        """x (B, C, F, h, w), t an int or (B,), vectors (B, L, D) -> what the network says, (B, C, F, h, w) in x's dtype:
-        latents may be kept in float32 while the network computes in half precision."""
+        """x (B, C, F, h, w), t an int or (B,), vectors (B, L, D) -> what the network says (see `predicts`), shape and
+        dtype of x: latents may be kept in float32 while the network computes in half precision."""
         out = self.denoiser(x.to(self.dtype), t, encoder_hidden_states=vectors.to(self.dtype)).sample
         return out.to(x.dtype)
 
@@ -204,6 +214,16 @@ class UNet3D:
         """The linear layers a LoRA adapts (METHOD 1). "subject": spatial transformers, "motion": temporal ones."""
         return [name for name, module in self.denoiser.named_modules()
                 if isinstance(module, nn.Linear) and _TARGETS[who].fullmatch(name)]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A prompt as the text encoder reads it. ids: L token ids. words: its whitespace words and their positions in L.
+    placeholders: the learned tokens in it and theirs."""
+
+    ids: list[int]
+    words: list[tuple[str, range]]
+    placeholders: list[tuple[str, range]]
 
 
 def _sites(denoiser: UNet3DConditionModel) -> list[Site]:
@@ -236,8 +256,8 @@ def _pieces(prompt: str, names: Iterable[str]) -> list[tuple[int, int]]:
 
 
 def _bare(word: str, offset: int, names: Iterable[str]) -> tuple[str, int, int]:
-    """A whitespace word -> (its name, start, stop): the placeholder in it, or the word without punctuation around it."""
-    for name in names:
+    """A whitespace word -> (name, start, stop): the placeholder in it, or the word without punctuation around it."""
+    for name in sorted(names, key=len, reverse=True):
         if (at := word.find(name)) >= 0:
             return name, offset + at, offset + at + len(name)
     bare = re.sub(r"^\W+|\W+$", "", word)
@@ -246,13 +266,12 @@ def _bare(word: str, offset: int, names: Iterable[str]) -> tuple[str, int, int]:
 
 
 @contextmanager
-def _rows_replaced(embedding: nn.Module, where: Sequence[tuple[int, range, str]], tokens: Mapping[str, Tensor]
-                   ) -> Iterator[None]:
-    """Inside, the embedding's output (B, L, width) holds tokens[name] at (row, positions) of each triple."""
+def _rows_replaced(embedding: nn.Module, places: Sequence[tuple[int, range, Tensor]]) -> Iterator[None]:
+    """Inside, the embedding's output (B, L, width) holds the given (n, width) rows at (row of B, n positions of L)."""
     def on_output(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:
         out = looked_up.clone()
-        for row, at, name in where:
-            out[row, at.start:at.stop] = tokens[name].to(out)
+        for row, at, vectors in places:
+            out[row, at.start:at.stop] = vectors.to(out)
         return out
 
     handle = embedding.register_forward_hook(on_output)

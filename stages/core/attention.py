@@ -21,7 +21,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Site:
     """One attention layer. name: its path in the denoiser. kind: what it attends to, the same cells (self) or the text
-    (cross). axis: over what one row of its batch extends, the cells of a frame (space) or the frames of a cell (time)."""
+    (cross). axis: what one row of its batch extends over, the cells of a frame (space) or the frames of a cell (time).
+    """
 
     name: str
     kind: Literal["self", "cross"]
@@ -60,9 +61,9 @@ def watch(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(scale q k^T): q (R, n, D), k (R, m, D) of R rows -> (R, A, n, m)."""
+    """softmax(scale q k^T): q (R, n, D), k (R, m, D) of R rows -> (R, A, n, m), in float32 or better."""
     q_RAnd, k_RAmd = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
-    return (scale * q_RAnd @ k_RAmd.mT).softmax(-1)
+    return (scale * q_RAnd @ k_RAmd.mT).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 class _Stop(BaseException):

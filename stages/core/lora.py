@@ -90,6 +90,8 @@ def training(model: nn.Module, targets: Sequence[str], rank: int = 32, alpha: fl
     if start is not None:
         targets, rank, alpha = start.modules, start.rank, start.alpha
     exactly = "|".join(map(re.escape, targets))              # a regex is matched in full, a list by suffix
+    for name in targets:
+        _linear(model, name)
     had_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -192,7 +194,7 @@ def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
     """The LoRA whose delta is the weighted mean of the deltas: sum_n w_n (alpha_n / r_n) B_n A_n  (METHOD 4).
 
     Exact: A's are stacked and B's, scaled, set side by side, [w_1 B_1, w_2 B_2] [A_1; A_2], at rank r_1 + r_2 + ...
-    (Means of A and of B apart give another matrix; the mean's own rank is the sum's, so there is no smaller exact form.)
+    (Means of A and of B apart give another matrix. The mean's own rank is that sum, so no smaller form is exact.)
     weights: default 1/N each. Raises ValueError where the LoRAs change different layers.
     """
     weights = [1 / len(loras)] * len(loras) if weights is None else weights
