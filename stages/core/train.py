@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +22,23 @@ from .errors import Interrupted, NumericError
 from .report import Report, silent
 
 KEEP = 2            # checkpoints kept: the newest and the one before it
+
+
+class Team:
+    """The processes of one data-parallel run. Each draws its own part of a batch (give each another seed); gradients
+    are averaged, so that all hold the same weights. They meet through a file: no network, no port."""
+
+    def __init__(self, rank: int, size: int, meeting: Path) -> None:
+        self.rank, self.size = rank, size
+        store = torch.distributed.FileStore(str(meeting), size)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in one message."""
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, mean in zip(tensors, (flat / self.size).split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -35,13 +53,14 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         identity: str = "", every_seconds: float = 60.0, clip: float | None = 1.0,
         rate: Callable[[int], float] = lambda step: 1.0, after_step: Callable[[int], None] | None = None,
         stop: Callable[[], bool] = lambda: False, buffers: Mapping[str, Tensor] | None = None,
-        report: Report = silent) -> list[dict[str, float]]:
+        team: Team | None = None, report: Report = silent) -> list[dict[str, float]]:
     """Minimise losses_at(step, generator)["loss"] over the named parameters, in place -> the curve, a row per step.
 
     losses_at returns named scalars; "loss" is what is minimised. rate(step) scales every group's learning rate.
     checkpoints: a folder; where it holds a whole checkpoint of the same `identity` (a hash of what defines this run),
     the loop goes on from there. buffers: tensors that are not trained but belong to the state (a moving average that
-    after_step updates). stop() is asked after every step: True saves and raises Interrupted.
+    after_step updates). team: the processes that share this run; the first one writes the checkpoints. stop() is asked
+    after every step: True saves and raises Interrupted.
     Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
     """
     base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -53,6 +72,8 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
             group["lr"] = base * rate(step)
         losses = losses_at(step, generator_at(seed, step))
         losses["loss"].backward()
+        if team:
+            team.average([p.grad for p in parameters.values() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip if clip else math.inf)
         row = {name: float(value.detach()) for name, value in losses.items()}
         if not all(map(math.isfinite, row.values())) or not bool(torch.isfinite(norm)):
@@ -68,15 +89,16 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
             after_step(step)
         report(step=step + 1, of=steps, **row)
         stopping = stop() and step + 1 < steps
-        if checkpoints and (stopping or time.monotonic() - saved_at > every_seconds):
+        if checkpoints and (not team or team.rank == 0) and (stopping or time.monotonic() - saved_at > every_seconds):
             _save(checkpoints, identity, parameters, buffers, optimizer, curve)
             saved_at = time.monotonic()
         if stopping:
-            raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on from there")
+            raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on")
     return curve
 
 
-def named_state(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def named_state(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor],
+                optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters, buffers and optimizer state as one flat dict of tensors: what a checkpoint holds (no pickle)."""
     out = {f"value/{name}": p.detach() for name, p in parameters.items()}
     out.update({f"buffer/{name}": b for name, b in buffers.items()})
@@ -100,7 +122,7 @@ def _save(folder: Path, identity: str, parameters, buffers, optimizer, curve) ->
 
 
 def _restore(folder: Path, identity: str, parameters, buffers, optimizer, report: Report) -> list[dict[str, float]]:
-    """Load the newest whole checkpoint of this identity into parameters, buffers and optimizer -> its curve ([] if none)."""
+    """Load the newest whole checkpoint of this identity, in place -> its curve ([] if there is none)."""
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, "pt") as file:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..core.report import Report
-from ..core.train import fit
+from ..core.train import Team, fit
 from .corpus import corpus
 from .optim import MuonAdamW
 from .sizes import MAX_WORDS, Size
@@ -132,7 +132,7 @@ def attention_term(maps: list[Tensor], nouns: Tensor, covers: Tensor, weight: Te
 def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, seed: int, steps: int,
                workers: int, device: str, report: Report,
                start: tuple[UNet3DConditionModel, CLIPTextModel] | None = None,
-               rate: float = 4e-3, photos_first: int = 0, after_step=None, stop=lambda: False):
+               rate: float = 4e-3, photos_first: int = 0, team: Team | None = None):
     """-> (unet, text encoder) holding the moving average of the weights, and the curve. The first `photos_first` steps
     see photos only (an eighth of the cost of a clip: words, shapes and places are learned there); later ones both."""
     torch.manual_seed(seed)
@@ -179,12 +179,12 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
     def average_step(step: int) -> None:
         decay = min(EMA, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in named.values()], 1 - decay)
-        if after_step:
-            after_step(step, unet, text, average)
 
+    processes, rank = (team.size, team.rank) if team else (1, 0)
     curve = fit(named, losses_at, optimizer=MuonAdamW(named.values(), lr=rate, adam_lr=rate / 2, adam=first),
-                steps=steps, seed=seed, checkpoints=folder / "base", identity=f"base-{size.name}-{steps}-{seed}",
-                report=report, every_seconds=120, buffers=average, after_step=average_step, stop=stop,
+                steps=steps, seed=seed + 1_000_003 * rank, checkpoints=folder / "base",
+                identity=f"base-{size.name}-{steps}-{seed}-{processes}", report=report, every_seconds=120,
+                buffers=average, after_step=average_step, team=team,
                 rate=lambda step: min(1.0, (step + 1) / 100) * min(1.0, (1 - step / steps) / 0.3))
     with torch.no_grad():
         for name, p in named.items():
