@@ -9,7 +9,7 @@ import torch
 
 FRAMES, SIZE = 4, 8         # latents are (B, 4, FRAMES, SIZE, SIZE), pixels SIZE * 4
 WORDS = ("a an and the is riding chasing in on snow toy dog person horse red teddy bear video static of A "
-         "circle square").split()
+         "circle square")
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -21,7 +21,7 @@ def make_tokenizer():
     vocab, merges = {START: 0, END: 1}, []
     for piece in [*letters, *(letter + "</w>" for letter in letters)]:
         vocab[piece] = len(vocab)
-    for word in sorted({word.lower() for word in WORDS}):
+    for word in sorted({word.lower() for word in WORDS.split()}):
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             if (pair := (pieces[0], pieces[1])) not in merges:
@@ -45,7 +45,7 @@ def make_base(folder: Path, **scheduler) -> Path:
             norm_num_groups=8, cross_attention_dim=32, attention_head_dim=4)
         for name, p in unet.named_parameters():        # sharper attention than a fresh network's: maps that differ
             if name.endswith(("to_q.weight", "to_k.weight")):
-                p.data *= 4
+                p.data *= 2
             if ".conv4." in name:                      # temporal convolutions start at zero: let them act
                 torch.nn.init.normal_(p, std=0.05)
         vae = AutoencoderKL(

@@ -107,12 +107,17 @@ class UNet3D:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w) of a latent of the base's own size."""
+        return _pair(self.denoiser.config.sample_size)
+
+    @property
     def height(self) -> int:
-        return _pair(self.denoiser.config.sample_size)[0] * self._factor
+        return self.latent_size[0] * self._factor
 
     @property
     def width(self) -> int:
-        return _pair(self.denoiser.config.sample_size)[1] * self._factor
+        return self.latent_size[1] * self._factor
 
     # ------------------------------------------------------------------------------------------------ pixels, latents
     @torch.no_grad()
