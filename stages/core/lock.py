@@ -24,7 +24,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             holder = os.read(handle, 40).decode(errors="replace").strip() or "another process"
             os.close(handle)
             if not wait:
-                raise Locked(f"{what} is being made by {holder}", "wait until it is done, then run this again") from None
+                raise Locked(f"{what} is being made by {holder}", "wait, then run this again") from None
             if asked_to_stop():
                 raise Interrupted(f"stopped while waiting for {what}", "run the same command again") from None
             time.sleep(0.2)

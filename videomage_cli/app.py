@@ -1,0 +1,255 @@
+"""The `videomage` command: one function for each stage, and init, status, doctor, demo. Nothing here imports torch."""
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import refuse_foreign_stages
+
+refuse_foreign_stages()                     # before anything of `stages` is imported
+
+from stages import STAGES  # noqa: E402
+from stages.core.errors import MissingPrerequisite, UsageError, VideomageError  # noqa: E402
+from stages.core.report import ask_to_stop  # noqa: E402
+from stages.core.settings import did_you_mean  # noqa: E402
+from stages.core.workspace import Workspace, fused_name  # noqa: E402
+from stages.options import deviations, show  # noqa: E402
+
+from . import console  # noqa: E402
+from .flags import (  # noqa: E402
+    Call,
+    Device,
+    Dtype,
+    Json,
+    MotionName,
+    Project,
+    Run,
+    Seed,
+    Subjects,
+    stage_command,
+)
+from .sources import photos_of, segment_sources  # noqa: E402
+
+app = typer.Typer(name="videomage", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+                  help="Several subjects and one motion into one video, from a few photos and a clip (VideoMage).")
+
+
+def main() -> None:
+    """The entry point: quiet libraries, SIGTERM as a request to stop after the step."""
+    if not console.debugging():
+        warnings.simplefilter("ignore")
+        for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+    signal.signal(signal.SIGTERM, lambda *_: ask_to_stop())
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.out(version("videomage"))
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (or set VIDEOMAGE_DEBUG=1).")] = False,
+           version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version,
+                                                 is_eager=True)] = False) -> None:
+    if debug:
+        os.environ["VIDEOMAGE_DEBUG"] = "1"
+
+
+# -- the project ------------------------------------------------------------------------------------------------------
+@app.command()
+def init(base: Annotated[str, typer.Option(help="sprites (built in), or the folder of a diffusers model.")] = "sprites",
+         folder: Project = Path()) -> None:
+    """Make a project: a folder with a commented project.yaml to edit."""
+    with console.guarded():
+        from stages.backbones import BASES, locate
+
+        if base not in BASES:
+            base = str(locate(base).absolute())
+        project = Workspace.create(folder, base=base)
+        console.say("a new project. Edit its subjects, motion and prompts, then: videomage status")
+        console.out(str(project.root / "project.yaml"))
+
+
+@app.command()
+def status(folder: Project = Path(), json: Json = False) -> None:
+    """Show what is fresh, stale (and why) or missing, and where the options differ from the paper's."""
+    with console.guarded():
+        project = Workspace(folder)
+        rows = _states(project)
+        differing = [{"stage": stage, "option": name, "value": value, "paper": paper, "why": why}
+                     for stage in STAGES for name, value, paper, why in deviations(stage, project.settings)]
+        if json:
+            return console.out_json({"project": str(project.root), "base": project.settings.base, "artefacts": rows,
+                                     "differs_from_paper": differing})
+        console.table(f"{project.root.resolve()} on {project.settings.base}", ("stage", "name", "state", "why", "next"),
+                      [(row["stage"], row["name"], row["state"], "; ".join(row["reasons"]), row["next"])
+                       for row in rows])
+        if not rows:
+            console.say("the project names nothing yet: edit its subjects, motion and prompts")
+        console.out("")
+        console.table("differs from the paper", ("stage", "option", "here", "paper", "why"),
+                      [(d["stage"], d["option"], show(d["value"]), show(d["paper"]), d["why"]) for d in differing])
+    return None
+
+
+def _states(project: Workspace) -> list[dict[str, object]]:
+    """A row for every artefact that the project wants or has."""
+    from stages.backbones import identity
+
+    try:
+        base = identity(project.settings.base)
+    except VideomageError as error:
+        base = None
+        console.say(f"note: {error.what}; whether it changed is not compared", "yellow")
+    rows = []
+    for stage in STAGES.values():
+        for name in stage.names(project):
+            state = project.intended(stage, name, base).state()
+            rows.append({"stage": stage.name, "name": name, "state": state.kind, "reasons": list(state.reasons),
+                         "next": "" if state else stage.command(name)})
+        if stage.name == "sample":
+            made = {stage.request(project, name).get("prompt") for name in project.samples()}
+            rows += [{"stage": stage.name, "name": prompt, "state": "missing", "reasons": [],
+                      "next": stage.command(prompt)} for prompt in project.settings.prompts if prompt not in made]
+    return rows
+
+
+@app.command()
+def doctor(folder: Project = Path(), json: Json = False) -> None:
+    """Check this machine, this installation and the base of the project."""
+    with console.guarded():
+        from .doctor import examine
+
+        try:
+            base = Workspace(folder).settings.base
+        except MissingPrerequisite:                     # not in a project: the built-in base
+            base = "sprites"
+        found = examine(base)
+        if json:
+            console.out_json([vars(finding) for finding in found])
+        else:
+            console.table("doctor", ("", "what", "found", "remedy"), [
+                (f.mark, f.what, f.found, "" if f.mark == "ok" else f.remedy) for f in found])
+        bad = [finding for finding in found if finding.mark == "bad"]
+        if bad:
+            raise MissingPrerequisite(f"not ready: {', '.join(finding.what for finding in bad)}", bad[0].remedy)
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("demo"), device: Device = "auto",
+         dtype: Dtype = "fp32", seed: Seed = 0, json: Json = False) -> None:
+    """The whole method on the built-in base, from files it makes itself: about ten minutes on two cores."""
+    with console.guarded():
+        from stages.demo import demo as run_demo
+
+        from .doctor import pick_device
+
+        with console.Talk("demo") as report:
+            made = run_demo(folder, device=pick_device(device), dtype=dtype, seed=seed, report=report)
+        if json:
+            return console.out_json({"files": [str(path) for path in made.files]})
+        for path in made.files:
+            console.out(str(path))
+    return None
+
+
+# -- the seven stages -------------------------------------------------------------------------------------------------
+@stage_command(app, "segment")
+def segment(run: Run, sources: Annotated[list[str] | None, typer.Argument(
+        help="A clip, or photos, or the name of a subject or motion of the project (default: its motion).",
+        show_default=False)] = None,
+        name: Annotated[str | None, typer.Option(help="What to call it, where the project does not say.")] = None,
+        ) -> list[Call]:
+    """Find the actors of a clip, or the subject of photos: a mask track for each."""
+    name, given = segment_sources(run.project, sources or [], name)
+    keywords = {"images" if label == "images" else "clip": path for label, path in given.items()}
+    return [Call(name, [run.plan(name, given=given)], keywords)]
+
+
+@stage_command(app, "invert")
+def invert(run: Run, motion: MotionName = None) -> list[Call]:
+    """Learn the looks of the clip's actors as tokens, and find the noise the clip came from."""
+    name = run.project.motion(motion).name
+    return [Call(name, [run.plan(name)])]
+
+
+@stage_command(app, "learn-subject")
+def learn_subject(run: Run, name: Annotated[str | None, typer.Argument(
+        help="The subject; its token is <name>. Default: every subject of project.yaml.", show_default=False)] = None,
+        images: Annotated[list[str] | None, typer.Argument(
+            help="Its photos, where project.yaml does not name them.", show_default=False)] = None,
+        class_word: Annotated[str | None, typer.Option("--class", help="What it is, in a plain word.")] = None,
+        ) -> list[Call]:
+    """Learn a subject from a few photos: a token, and a LoRA in the spatial layers."""
+    project, photos = run.project, photos_of(images) if images else None
+    names, known = [name] if name else list(project.settings.subjects), project.subjects()
+    if not names:
+        raise UsageError("no subject is named", "type one: videomage learn-subject toy PHOTOS... --class toy")
+    if class_word and not name:
+        raise UsageError("--class without a subject's name", "type the name before it")
+    if name and name not in known and not (photos and class_word):
+        raise UsageError(f"the project has no subject '{name}' ({did_you_mean(name, known)})", "add it to project.yaml "
+                         f"or type all that is needed: videomage learn-subject {name} PHOTOS... --class WORD")
+    given, request = {"images": photos} if photos else None, {"class": class_word} if class_word else None
+    return [Call(each, [run.plan(each, given=given, request=request)], {"images": photos, "class_word": class_word})
+            for each in names]
+
+
+@stage_command(app, "learn-motion")
+def learn_motion(run: Run, motion: MotionName = None, prompt: Annotated[str | None, typer.Option(
+        help='The clip in words, actors in brackets: "a \\[person] is riding a \\[horse]".')] = None) -> list[Call]:
+    """Learn the clip's motion without its looks: a LoRA in the temporal layers."""
+    name = run.project.motion(motion).name
+    return [Call(name, [run.plan(name, request={"prompt": prompt} if prompt else None)], {"prompt": prompt})]
+
+
+@stage_command(app, "fuse")
+def fuse(run: Run, subjects: Subjects = None) -> list[Call]:
+    """Fuse the LoRAs of two or more subjects into one that keeps them apart."""
+    names = list(dict.fromkeys(subjects or run.project.settings.subjects))
+    if len(names) < 2:
+        raise UsageError(f"fuse takes two subjects or more, not {len(names)}", "type them: --subjects toy dog")
+    for name in names:
+        run.project.subject(name)                        # raises for one that nobody knows
+    return [Call(names, [run.plan(fused_name(names))])]
+
+
+@stage_command(app, "sample")
+def sample(run: Run, prompt: Annotated[list[str] | None, typer.Option(
+        help='What to make: "<toy> is riding <dog> in the snow". May be repeated. Default: the project\'s.')] = None,
+        subjects: Subjects = None, motion: Annotated[str | None, typer.Option(
+            help="Which motion; 'none' for none. Default: the project's.")] = None) -> list[Call]:
+    """Make the video: subjects and motion in one denoising, Algorithm 1."""
+    prompts = prompt or list(run.project.settings.prompts)
+    if not prompts:
+        raise UsageError("there is no prompt", 'type one, --prompt "<toy> is riding <dog> in the snow", '
+                         "or write prompts into project.yaml")
+    return [Call(prompts, [], {"subjects": subjects or None, "motion": motion})]
+
+
+@stage_command(app, "eval")
+def evaluate(run: Run, samples: Annotated[list[str] | None, typer.Argument(
+        help="Names in samples/ (default: all).", show_default=False)] = None) -> list[Call]:
+    """Score the videos: CLIP-T, CLIP-I, DINO-I, T. Cons."""
+    there = run.project.samples()
+    for name in samples or ():
+        if name not in there:
+            raise UsageError(f"there is no sample '{name}'", did_you_mean(name, there))
+    names = samples or there
+    if not names:
+        raise MissingPrerequisite("there is no sample to score", "Run: videomage sample")
+    return [Call(names, [run.plan(name) for name in names])]
+
+
+if __name__ == "__main__":
+    main()

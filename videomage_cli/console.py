@@ -1,0 +1,152 @@
+"""Everything that is printed: results on stdout, talk on stderr, errors as one sentence with its remedy."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from stages.core.errors import OutOfResources, VideomageError
+
+QUIET_SECONDS = 15.0            # without a terminal: at most one line of progress in so many seconds
+CTRL_C = 130
+DEFECT = 1                      # an exit code of no meaning: something we did not foresee
+
+
+def _stderr():
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def out(text: str) -> None:
+    """A line of data."""
+    sys.stdout.write(f"{text}\n")
+
+
+def out_json(value: object) -> None:
+    out(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line of talk."""
+    _stderr().print(text, style=style, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = True) -> None:
+    """data: on stdout, because it is what was asked for; else on stderr. A pipe gets lines that are not cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    stream = sys.stdout if data else sys.stderr
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 200)
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(number(cell)) for cell in row))
+    console.print(grid)
+
+
+def number(value: object) -> str:
+    """A figure at a sensible length; anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Talk:
+    """The report of a stage: a bar on a terminal, a line now and then elsewhere. A context manager."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar, self.task, self.spoken = label, None, None, 0.0
+
+    def __enter__(self) -> Talk:
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                                TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=_stderr(),
+                                transient=True)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, **facts: object) -> None:
+        """step, of: progress. note: a sentence. Everything else is shown beside the bar as name=value."""
+        note, step, of = facts.pop("note", None), facts.pop("step", None), facts.pop("of", None)
+        if note is not None and self.bar:
+            self.bar.console.print(f"{self.label}: {note}", markup=False)
+        elif note is not None:
+            say(f"{self.label}: {note}")
+        if step is None:
+            return
+        shown = " ".join(f"{key}={number(value)}" for key, value in facts.items())
+        if self.bar:
+            if self.task is None:
+                self.task = self.bar.add_task(self.label, facts="")
+            self.bar.update(self.task, completed=step, total=of, facts=shown)
+        elif step == of or time.monotonic() - self.spoken > QUIET_SECONDS:
+            self.spoken = time.monotonic()
+            say(f"{self.label}: {step} of {of} {shown}".rstrip())
+
+
+def debugging() -> bool:
+    return os.environ.get("VIDEOMAGE_DEBUG", "") not in ("", "0")
+
+
+def refusal(error: BaseException) -> VideomageError | None:
+    """What can be told of an error as one of ours: itself, or memory and disk running out."""
+    if isinstance(error, VideomageError):
+        return error
+    text = str(error)
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if on_device or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return OutOfResources("memory ran out" + (" on the device" if on_device else ""), "use --dtype bf16, a smaller "
+                              "--batch or fewer --frames; `videomage doctor` shows what there is")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfResources("the disk is full", "make room, and run it again")
+    return None
+
+
+def show_error(error: VideomageError) -> None:
+    from rich.text import Text
+
+    remedy = f" {error.remedy[0].upper()}{error.remedy[1:]}" if error.remedy else ""
+    _stderr().print(Text.assemble(("error: ", "bold red"), f"{error.what}.", (remedy, "bold")))
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn what goes wrong inside into a sentence and an exit code; VIDEOMAGE_DEBUG lets the traceback through."""
+    import typer
+
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter, SystemExit, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        say("stopped. Nothing half-written was left; the same command goes on from its last checkpoint.")
+        raise typer.Exit(CTRL_C) from None
+    except BaseException as error:
+        if debugging():
+            raise
+        known = refusal(error)
+        if known:
+            show_error(known)
+            raise typer.Exit(known.exit_code) from None
+        say(f"error: {type(error).__name__}: {error}. This is a defect of videomage: run it again with --debug "
+            "(videomage --debug COMMAND ...) and report what it shows.", "red")
+        raise typer.Exit(DEFECT) from None
+
+
+def describe(artifact: object) -> Mapping[str, object]:
+    """An artefact as JSON has it."""
+    return {"stage": artifact.stage, "name": artifact.name, "path": str(artifact.path), "made": artifact.made,
+            "files": [str(path) for path in artifact.files], "facts": artifact.manifest.get("facts", {})}

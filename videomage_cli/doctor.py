@@ -1,0 +1,138 @@
+"""What this machine has and what the project's base asks of it."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import struct
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stages.core.errors import BadInput, VideomageError
+
+GIB = 2**30
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pillow",
+            "imageio-ffmpeg")
+EXTRAS = (("decord", "fast video reading (else PyAV)"), ("av", "video reading where decord has no wheel"))
+OWN = ("base", "clip", "dino", "clipseg")          # models that the package carries, under stages/sprites/weights
+
+
+@dataclass(frozen=True)
+class Finding:
+    """mark: ok | note | bad. remedy: what to do where it is bad."""
+
+    mark: str
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def pick_device(name: str) -> str:
+    """"auto" -> the GPU if there is one, else "cpu"; anything else is checked. Raises BadInput. Imports torch."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"there is no kind of device '{name}'", "use cpu, cuda, cuda:1, mps or auto") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise BadInput(f"the device '{name}' is not there", f"torch sees {torch.cuda.device_count()} CUDA devices; "
+                       "use --device cpu, or see `videomage doctor`")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("the device 'mps' is not there", "use --device cpu")
+    return name
+
+
+def examine(base: str) -> list[Finding]:
+    """Every finding about this machine, this installation and the base."""
+    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_base(base)]
+
+
+def _machine() -> list[Finding]:
+    disk = shutil.disk_usage(Path.cwd()).free / GIB
+    return [Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+            Finding("ok", "cores", str(os.cpu_count())),
+            Finding("ok" if _memory() > 4 * GIB else "note", "memory", f"{_memory() / GIB:.1f} GiB",
+                    "4 GiB is little: close other programs"),
+            Finding("ok" if disk > 2 else "note", "disk here", f"{disk:.1f} GiB free", "make room: 2 GiB is little")]
+
+
+def _memory() -> float:
+    """Bytes of memory of the machine."""
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def _packages() -> list[Finding]:
+    out = []
+    for name in PACKAGES:
+        try:
+            out.append(Finding("ok", name, version(name)))
+        except PackageNotFoundError:
+            out.append(Finding("bad", name, "not installed", "make install"))
+    for name, use in EXTRAS:
+        try:
+            out.append(Finding("ok", name, f"{version(name)}: {use}"))
+        except PackageNotFoundError:
+            out.append(Finding("note", name, f"not installed: {use}", f"pip install {name}"))
+    return out
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("note", "device", "cpu alone", "fine for the sprites base; ZeroScope wants a CUDA GPU")]
+    out = []
+    for k in range(torch.cuda.device_count()):
+        free, whole = torch.cuda.mem_get_info(k)
+        name = torch.cuda.get_device_name(k)
+        out.append(Finding("ok", f"cuda:{k}", f"{name}, {free / GIB:.1f} of {whole / GIB:.1f} GiB free"))
+    return out
+
+
+def _own_weights() -> list[Finding]:
+    import stages.sprites
+
+    root = Path(stages.sprites.__file__).parent / "weights"
+    out = []
+    for name in OWN:
+        files = sorted((root / name).rglob("*.safetensors"))
+        size = sum(path.stat().st_size for path in files) / 2**20
+        out.append(Finding("ok", f"sprites {name}", f"{size:.1f} MiB") if files else
+                   Finding("bad", f"sprites {name}", "its weights are missing", "install again, or: make sprites"))
+    return out
+
+
+def _base(base: str) -> list[Finding]:
+    """The base of the project: is it there, and how much memory do its weights take."""
+    from stages.backbones import locate
+
+    try:
+        folder = locate(base)
+    except VideomageError as error:
+        return [Finding("bad", f"base {base}", error.what, error.remedy)]
+    numbers = {part: sum(map(parameters, sorted((folder / part).glob("*.safetensors"))))
+               for part in ("unet", "vae", "text_encoder")}
+    whole = sum(numbers.values())
+    if not whole:
+        return [Finding("bad", f"base {base}", "it holds no safetensors", "save it with safe_serialization=True")]
+    need = whole * BYTES["fp32"]
+    split = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in numbers.items())
+    return [Finding("ok", f"base {base}", f"{whole / 1e6:.1f} M parameters ({split})"),
+            Finding("ok" if 2 * need < _memory() else "note", "its weights in memory",
+                    ", ".join(f"{dtype} {whole * size / GIB:.2f} GiB" for dtype, size in BYTES.items())
+                    + "; activations come on top", "use --dtype bf16 on a GPU")]
+
+
+def parameters(path: Path) -> int:
+    """How many numbers a safetensors file holds, from its header alone."""
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -1,0 +1,218 @@
+"""From an options dataclass to a command: its fields become flags, beside the flags that every stage has.
+
+A command's body gets a Run and its own arguments, and returns Calls of the stage's function (the table names it), each
+with the plans of what it will make. The function, and torch with it, is imported only when it is called.
+"""
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+
+import typer
+from typer.core import TyperCommand
+
+from stages import STAGES
+from stages.core.errors import UsageError
+from stages.core.stage import Artifact
+from stages.core.workspace import Plan, Workspace
+from stages.options import OPTIONS, kind, resolve, show, span
+
+from . import console
+
+SPREAD = ("--subjects", "--actors")              # `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`
+DTYPES = ("fp32", "bf16", "fp16")
+Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
+Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
+Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}.")]
+Seed = typing.Annotated[int, typer.Option(help="All randomness comes from it.", min=0, max=2**31 - 1)]
+Json = typing.Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def words(values: list[str] | None) -> list[str]:
+    """["a,b", "c"] -> ["a", "b", "c"]."""
+    return [word for value in values or () for word in map(str.strip, value.split(",")) if word]
+
+
+Subjects = typing.Annotated[list[str], typer.Option("--subjects", metavar="NAME...", callback=words,
+                                                    help="Names, as in: --subjects toy dog.")]
+MotionName = typing.Annotated[str | None, typer.Argument(
+    metavar="MOTION", help="Which motion. Default: the project's.", show_default=False)]
+
+
+def spread(args: list[str]) -> list[str]:
+    """`--subjects a b` -> `--subjects a --subjects b`, up to the next flag or `--`."""
+    done: list[str] = []
+    current, filled = None, False
+    for k, arg in enumerate(args):
+        if arg == "--":
+            return done + args[k:]
+        if arg.startswith("-"):
+            name = arg.split("=", 1)[0]
+            current, filled = (name, "=" in arg) if name in SPREAD else (None, False)
+        elif current and filled:
+            done.append(current)
+        else:
+            filled = True
+        done.append(arg)
+    return done
+
+
+class SpreadCommand(TyperCommand):
+    """A command whose SPREAD options take several words after one flag."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the stage's function: function(project, first, options, **keywords), and what it will make."""
+
+    first: object                      # the name, names or prompts
+    plans: list[Plan]                  # for --dry-run
+    keywords: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What was typed for one stage, and what follows from it."""
+
+    stage: str
+    folder: Path
+    device: str
+    dtype: str
+    seed: int
+    force: bool
+    dry_run: bool
+    typed: Mapping[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def project(self) -> Workspace:
+        return Workspace(self.folder)
+
+    @cached_property
+    def options(self) -> typing.Any:
+        """The stage's options: typed > project.yaml > preset > paper. A typed path is relative to here."""
+        typed = {key: value.absolute() if isinstance(value, Path) else value for key, value in self.typed.items()}
+        return resolve(self.stage, self.project.settings, typed)
+
+    @cached_property
+    def base(self) -> dict[str, str] | None:
+        from stages.backbones import identity
+
+        return identity(self.project.settings.base) if STAGES[self.stage].uses_base else None
+
+    def plan(self, name: str, *, request: Mapping | None = None, given: Mapping | None = None,
+             seed: int | None = None) -> Plan:
+        """The plan of one artefact of this stage, as the stage itself will make it."""
+        return self.project.plan(STAGES[self.stage], name, self.options, seed=self.seed if seed is None else seed,
+                                 base=self.base, request=request, given=given)
+
+
+def flags_of(stage: str) -> list[inspect.Parameter]:
+    """A parameter for every option of the stage. None means that it was not typed."""
+    out = []
+    for spec in fields(OPTIONS[stage]):
+        plain, _ = kind(OPTIONS[stage], spec.name)
+        unit, paper = spec.metadata["unit"], spec.metadata["paper"]
+        facts = [f"default {show(spec.default)}" if show(spec.default) != "-" else "", span(spec), unit, paper]
+        text = f"{spec.metadata['help']} ({'; '.join(filter(None, facts))})"
+        flag = "--" + spec.name.replace("_", "-")
+        many = plain is tuple
+        hint = typing.Annotated[
+            (list[str] if many else plain) | None,
+            typer.Option(flag, help=text, show_default=False, rich_help_panel="Hyper-parameters",
+                         metavar={int: "N", float: "X", Path: "PATH", tuple: "WORD..."}.get(plain, "TEXT"),
+                         callback=words if many else None)]
+        out.append(inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+    return out
+
+
+def stage_command(app: typer.Typer, stage: str) -> Callable:
+    """Decorate `body(run, own arguments...) -> list[Call]` as the command of a stage."""
+    def decorate(body: Callable[..., list[Call]]) -> Callable[..., list[Call]]:
+        hints = typing.get_type_hints(body, include_extras=True)
+        own = [p.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+               for name, p in inspect.signature(body).parameters.items() if name != "run"]
+        options = flags_of(stage)
+        common = list(inspect.signature(_common, eval_str=True).parameters.values())
+
+        def command(**typed: typing.Any) -> None:
+            with console.guarded():
+                asked = {p.name: typed.pop(p.name) for p in own}
+                chosen = {p.name: value for p in options if (value := typed.pop(p.name)) not in (None, [])}
+                as_json = typed.pop("json")
+                if typed["dtype"] not in DTYPES:
+                    raise UsageError(f"there is no dtype '{typed['dtype']}'", f"use one of {', '.join(DTYPES)}")
+                run = Run(stage, typed=chosen, **typed)
+                _perform(run, body(run, **asked), as_json)
+
+        command.__signature__ = inspect.Signature([*own, *common, *options])
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *common, *options)}
+        command.__name__, command.__doc__ = body.__name__, body.__doc__
+        app.command(stage, cls=SpreadCommand)(command)
+        return body
+    return decorate
+
+
+def _common(*, folder: Project = Path(), device: Device = "auto", dtype: Dtype = "fp32", seed: Seed = 0,
+            force: typing.Annotated[bool, typer.Option("--force", help="Run it even if it is fresh.")] = False,
+            dry_run: typing.Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+            json: Json = False) -> None:
+    """The flags of every stage."""
+
+
+def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
+    if run.dry_run:
+        rows = [_forecast(run, plan) for call in calls for plan in call.plans]
+        if as_json:
+            return console.out_json(rows)
+        for row in rows:
+            console.say(f"{row['stage']} '{row['name']}': {row['would']} ({'; '.join(row['reasons']) or row['state']})")
+            console.out(row["path"])
+        return None
+    artifacts = _make(run, calls)
+    for artifact in artifacts:
+        if not artifact.made:
+            console.say(f"{artifact.stage} '{artifact.name}' is fresh: nothing to do (--force runs it again)")
+    if as_json:
+        return console.out_json([console.describe(artifact) for artifact in artifacts])
+    for artifact in artifacts:
+        console.out(str(artifact.path))
+    return None
+
+
+def _make(run: Run, calls: list[Call]) -> list[Artifact]:
+    """Import the stage's function and call it. Whatever can be refused without torch is refused before."""
+    for call in calls:
+        for plan in call.plans:
+            if run.force or not plan.state():
+                plan.require(stale_too=not run.force)
+    if not run.force and calls and all(call.plans and all(plan.state() for plan in call.plans) for call in calls):
+        return [plan.artifact() for call in calls for plan in call.plans]
+    module, function = STAGES[run.stage].function.split(":")
+    stage = getattr(import_module(module), function)
+    from .doctor import pick_device
+
+    common = {"device": pick_device(run.device), "dtype": run.dtype, "seed": run.seed, "force": run.force}
+    artifacts: list[Artifact] = []
+    with console.Talk(run.stage) as report:
+        for call in calls:
+            made = stage(run.project, call.first, run.options, **call.keywords, **common, report=report)
+            artifacts += made if isinstance(made, (list, tuple)) else [made]
+    return artifacts
+
+
+def _forecast(run: Run, plan: Plan) -> dict[str, object]:
+    """What this command would do about one artefact. Raises MissingPrerequisite as the command itself would."""
+    state = plan.state()
+    skipped = bool(state) and not run.force
+    if not skipped:
+        plan.require(stale_too=not run.force)
+    return {"stage": plan.stage.name, "name": plan.name, "state": state.kind, "reasons": list(state.reasons),
+            "would": "skip" if skipped else "make", "path": str(plan.folder)}
