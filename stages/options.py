@@ -76,6 +76,8 @@ class LearnSubjectOptions(Options):
     lambda1: float = option(0.25, "0..1000", "weight of L_reg, which keeps the base's sense of time", "§3.2")
     auxiliary: Path | None = option(None, "", "clips for L_reg; default: drawn from the base", "§3.2", identity=False)
     auxiliary_count: int = option(16, "1.. clips", "how many to draw from the base when no folder is named", "ours")
+    video_steps: int = option(50, "1..1000 steps", "DDIM steps of the clips drawn from the base and of previews", "§4")
+    guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
     preview_every: int = option(100, "0.. steps", "how often to draw a preview; 0: only at the end", identity=False)
 
 
@@ -89,6 +91,7 @@ class LearnMotionOptions(Options):
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "noise levels of the clip in a step", "ours")
     w: float = option(0.5, "0..100", "how far the target turns from the actors' looks; 0: plain fine-tuning", "§3.3")
+    actors: str = option("tokens", "", "how the clip's prompt c_m names its actors: tokens, or words", "§3.3")
     template: str = option("A static video of {actors}.", "", "the prompt c_ap; {actors} is filled in", "§3.3")
 
 
@@ -101,6 +104,10 @@ class FuseOptions(Options):
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
     lambda2: float = option(0.6, "0..1000", "weight of L_attn, which ties each token to its own subject", "§3.4")
     videos: int = option(4, "1.. videos", "training videos sampled from each subject's own LoRA", "ours")
+    video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
+    guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
+    segmenter: str = option("clipseg", "", "what finds the subject in them: clipseg", "§3.4; ours")
+    threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
     layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
 
@@ -118,6 +125,7 @@ class SampleOptions(Options):
     beta_m: float = option(0.5, "0..1", "weight of the motion branch's noise", "§3.5")
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
+    branches: str = option("auto", "", "which run: auto (those there are), subject, motion, none; for ablations", "§4")
     frames: int | None = option(None, "1..1024 frames", "frames of the video; default: the base's own", "§4 (24)")
     count: int = option(1, "1.. videos", "videos of each prompt, their seeds counting up", identity=False)
 

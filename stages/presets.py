@@ -34,3 +34,33 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
     },
 }
+
+# What learn-subject asks a base to draw for L_reg where the user names no auxiliary set: things in motion that have
+# nothing to do with any subject, in words that the base was trained on.
+AUXILIARY_PROMPTS: dict[str, tuple[str, ...]] = {
+    "sprites": (
+        "a red circle moves left in the snow", "a green square bounces on the grass",
+        "a blue triangle moves up at night", "a yellow striped circle moves right on the sand",
+        "a red dotted square moves down at night",
+        "a green circle pushes a blue square on the sand", "a yellow triangle approaches a red circle in the snow",
+        "a blue striped square jumps over a green triangle", "a red triangle bounces in the snow",
+        "a blue circle moves down on the grass", "a yellow square moves left at night",
+        "a green dotted triangle moves right on the sand", "a red square and a blue circle move up on the grass",
+        "a yellow circle and a green square bounce at night", "a blue triangle stays still on the sand",
+        "a green circle moves right in the snow",
+    ),
+    "": (
+        "a person walking along a city street", "waves rolling onto a beach", "a car driving on a mountain road",
+        "a man cooking in a kitchen", "birds flying over a lake", "a woman talking to the camera",
+        "children playing football in a park", "a train arriving at a station", "rain falling on a window",
+        "a cyclist riding through a forest", "clouds moving over a field", "a chef cutting vegetables",
+        "people dancing at a party", "a boat sailing on the sea", "a horse running in a meadow",
+        "traffic at a crossroads at night",
+    ),
+}
+
+
+def auxiliary_prompts(base: str, count: int) -> list[str]:
+    """`count` prompts for the auxiliary clips of a base, from the start again where there are fewer."""
+    prompts = AUXILIARY_PROMPTS.get(base, AUXILIARY_PROMPTS[""])
+    return [prompts[k % len(prompts)] for k in range(count)]

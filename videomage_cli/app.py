@@ -230,11 +230,12 @@ def sample(run: Run, prompt: Annotated[list[str] | None, typer.Option(
         subjects: Subjects = None, motion: Annotated[str | None, typer.Option(
             help="Which motion; 'none' for none. Default: the project's.")] = None) -> list[Call]:
     """Make the video: subjects and motion in one denoising, Algorithm 1."""
-    prompts = prompt or list(run.project.settings.prompts)
-    if not prompts:
-        raise UsageError("there is no prompt", 'type one, --prompt "<toy> is riding <dog> in the snow", '
-                         "or write prompts into project.yaml")
-    return [Call(prompts, [], {"subjects": subjects or None, "motion": motion})]
+    from stages.orders import sample_plans
+
+    keywords = {"subjects": subjects or None, "motion": motion}
+    plans = sample_plans(run.project, prompt or None, run.options, **keywords, seed=run.seed, base=run.base,
+                         reserve=not run.dry_run)
+    return [Call(prompt or None, plans, keywords)]
 
 
 @stage_command(app, "eval")

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,6 +217,8 @@ class Plan:
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version      # here: it would take a tenth of --help's time
+
     try:
         return version(name)
     except PackageNotFoundError:

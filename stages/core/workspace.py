@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from . import settings as project_file
@@ -37,6 +37,7 @@ class Workspace:
             raise MissingPrerequisite(f"{self.root.resolve()} holds no {project_file.FILE}, so it is not a project",
                                       "Run: videomage init   (or say -p DIR)")
         self.settings: Settings = project_file.read(path)
+        self._ordered: dict[str, dict] = {}                       # names of samples given out by this process
         self._hashed: dict[Path, tuple[int, int, str]] = {}
 
     @classmethod
@@ -181,17 +182,17 @@ class Workspace:
         probe = self.plan(stage, "0000", options, seed=seed, request=request)
         order = plain({"request": probe.request, "seed": seed, "options": {
             key: value for key, value in probe.overrides().items() if key not in probe.request}})
-        with self.lock("samples"):
-            taken = {name: self._sample_order(name) for name in self.samples()}
+        with self.lock("samples") if reserve else nullcontext():
+            taken = {name: self._sample_order(name) for name in self.samples()} | self._ordered
             for path in self.partial.glob("sample-*/order.json"):
                 taken[path.parent.name.removeprefix("sample-")] = json.loads(path.read_text(encoding="utf-8"))
-            for name, other in taken.items():
-                if other == order:
-                    return name
-            number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
-            words = re.sub(r"[^a-z0-9]+", "-", str(probe.request.get("prompt", "")).lower()).strip("-")
-            name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
-            if reserve:
+            name = next((name for name, other in taken.items() if other == order), None)
+            if name is None:
+                number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
+                words = re.sub(r"[^a-z0-9]+", "-", str(probe.request.get("prompt", "")).lower()).strip("-")
+                name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
+                self._ordered[name] = order
+            if reserve and not self.sample_folder(name).exists():
                 folder = self.partial / f"sample-{name}"
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
