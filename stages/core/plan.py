@@ -217,7 +217,7 @@ class Plan:
 
 
 def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version      # here: it would take a tenth of --help's time
+    from importlib.metadata import PackageNotFoundError, version  # here: it would take a tenth of --help's time
 
     try:
         return version(name)

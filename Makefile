@@ -1,0 +1,49 @@
+# make demo      the whole method, on a machine with two cores and no GPU; installs itself on first use
+# make test      the tests; the same
+# make install   .venv with everything, in under 4 minutes. A small torch where pip would find a large one:
+#                make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON    ?= python3
+VENV      ?= .venv
+PIP_FLAGS ?=
+SIZE      ?= small
+DEMO      ?= demo
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help install demo test lint sprites sprites-quality bench-gpu clean
+.DEFAULT_GOAL := help
+
+help:                ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(READY)    ## make .venv and install everything into it (skipped when fresh)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "videomage needs Python 3.10 or newer: make install PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e '.[dev]'
+	@touch $@
+
+demo: $(READY)       ## segment, invert, learn, fuse, sample, eval on files of its own; ends by naming the video
+	$(BIN)/videomage demo $(DEMO)
+
+test: $(READY)       ## the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)       ## ruff
+	$(BIN)/ruff check .
+
+sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores; SIZE=full: minutes of a GPU)
+	$(BIN)/python -m stages.sprites.train --size $(SIZE)
+
+sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
+	$(BIN)/python -m stages.sprites.quality
+
+bench-gpu: $(READY)  ## the machine's report and the demo, timed, on the first CUDA device
+	$(BIN)/videomage doctor
+	bash -c 'time $(BIN)/videomage demo $(DEMO)/gpu --device cuda'
+
+clean:               ## remove what was built (not .venv, not runs/)
+	rm -rf build dist $(DEMO) .pytest_cache .ruff_cache *.egg-info
+	find stages videomage_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
