@@ -26,6 +26,11 @@ def placeholder(name: str) -> str:
     return f"<{'-'.join(name.split())}>"
 
 
+def placeholders(prompt: str) -> list[str]:
+    """The subjects that a prompt names, each once: "<toy> is riding <dog>" -> ["toy", "dog"]."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
+
+
 @dataclass(frozen=True)
 class MotionPrompt:
     """The sentence of the motion clip. text: as typed, actors in brackets; actors: their phrases in that order."""
@@ -111,8 +116,15 @@ def target_prompt(text: str, classes: Mapping[str, str]) -> TargetPrompt:
 
 
 def token_span(positions: Sequence[tuple[str, range]], words: range) -> range:
-    """Whitespace words -> the range of token positions they cover. positions: what `Backbone.positions` gave."""
-    return range(positions[words.start][1].start, positions[words.stop - 1][1].stop)
+    """Whitespace words -> the range of token positions they cover. positions: what `Backbone.positions` gave.
+
+    Raises BadInput where the words lie beyond what the text encoder reads.
+    """
+    there = [positions[word][1] for word in words if len(positions[word][1])]
+    if not there:
+        raise BadInput(f"the word '{positions[words.start][0]}' lies beyond what the text encoder reads",
+                       "write a shorter prompt, or name the subjects earlier in it")
+    return range(there[0].start, there[-1].stop)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,0 +1,111 @@
+"""What the stages do with a backbone again and again: a noised training row, and a plain sample of one prompt.
+
+Random numbers come from CPU generators and are moved, so that a run draws the same ones on every device. Latents are
+kept in float32 at least, whatever the networks compute in.
+
+Legend: x latents (B, C, F, h, w); L text tokens, D their width.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import losses
+from .attention import Site, choose
+from .collaborate import Branch, sample_loop
+from .errors import UsageError
+from .noise import add_noise, target
+from .train import generator_at
+from .video import read_clip, write_frames
+
+if TYPE_CHECKING:
+    from ..backbones.unet3d import UNet3D as Backbone
+
+
+class Noised(NamedTuple):
+    """A training row: x_t (B, C, F, h, w), its steps t (B,), and what the base is asked to say there (eps or v)."""
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+
+
+def noised(backbone: Backbone, x0: Tensor, generator: torch.Generator) -> Noised:
+    """Draw t uniformly and eps ~ N(0, I) for every row of x0 (B, C, F, h, w)."""
+    acp = backbone.alphas_cumprod
+    t = torch.randint(len(acp), (len(x0),), generator=generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    return Noised(add_noise(x0, noise, t, acp), t, target(x0, noise, t, acp, backbone.predicts))
+
+
+def denoising_loss(backbone: Backbone, x0: Tensor, vectors_BLD: Tensor, generator: torch.Generator,
+                   weight_B1Fhw: Tensor | None = None) -> Tensor:
+    """E || eps_theta(x_t, c, t) - eps ||^2 over one draw of (t, eps) for each row of x0."""
+    row = noised(backbone, x0, generator)
+    return losses.denoising(backbone.predict(row.x, row.t, vectors_BLD), row.target, weight_B1Fhw)
+
+
+def pick(items: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random indices below `items`, with repetition."""
+    return torch.randint(items, (count,), generator=generator)
+
+
+def seed_of(seed: int, *words: object) -> int:
+    """A seed of its own for each thing that a run draws: seed_of(0, "toy", 3) for the fourth video of the toy."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def sites_of(backbone: Backbone, where: str, kind: str, axis: str) -> list[Site]:
+    """attention.choose for an option that a person typed. Raises UsageError where the base has no such block."""
+    try:
+        return choose(backbone.sites, where, kind, axis)
+    except ValueError as unknown:
+        raise UsageError(f"layers is '{where}', but {unknown}") from None
+
+
+def encode(backbone: Backbone, frames_BFHWC: np.ndarray) -> Tensor:
+    """uint8 frames -> latents (B, C, F, h, w) in float32 or better."""
+    x = backbone.encode(frames_BFHWC)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gaussian(backbone: Backbone, frames: int, seed: int) -> Tensor:
+    """eps ~ N(0, I) of one latent (1, C, frames, h, w) of the base's size: a function of the seed alone."""
+    noise = torch.randn(1, backbone.latent_channels, frames, *backbone.latent_size, generator=generator_at(seed, 0))
+    return noise.to(backbone.device, torch.promote_types(backbone.dtype, torch.float32))
+
+
+@torch.no_grad()
+def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None, steps: int,
+         guidance: float) -> Tensor:
+    """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the model as it stands, with whatever LoRA is
+    active on it: x_T -> x_0, both (1, C, F, h, w)."""
+    vectors = backbone.embed([prompt, ""], tokens or {})
+    alone = Branch(vectors[:1], vectors[1:])
+    return sample_loop(backbone, lambda names: None, x_T, alone, None, steps=steps, guidance=guidance, tau=0,
+                       alpha_s=0.0, alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+
+
+class Previews:
+    """Samples drawn while a stage learns. They wait in its checkpoint folder, so a resumed run still shows them all."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def add(self, step: int, frames_FHWC: np.ndarray) -> None:
+        """Keep the sample that was drawn after `step` steps."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_frames(self.folder / f"preview-{step:06d}.png", frames_FHWC)
+
+    def rows(self) -> Iterator[tuple[str, np.ndarray]]:
+        """("step 100", frames (F, H, W, 3)) of each, in order: rows of a contact sheet."""
+        for path in sorted(self.folder.glob("preview-*.png")) if self.folder is not None else ():
+            yield f"step {int(path.stem.split('-')[1])}", read_clip(path)

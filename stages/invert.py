@@ -1,0 +1,182 @@
+"""invert: the looks of the clip's actors as tokens, and the noise that the clip came from (METHOD 3.1 and 5).
+
+Tokens: textual inversion on ONE frame, so that no motion enters them; embeddings only, no weight of the base moves.
+Noise: DDIM inversion of the clip, walked with the empty prompt and without guidance (**ours**: the paper names DDIM
+inversion only; what the prompt says the noise need not hold, and here it shall hold the clip's layout and paths).
+
+Legend: x latents (B, C, F, h, w); H W pixels; L text tokens, D their width.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import STAGES
+from .backbones import identity, load
+from .backbones.unet3d import UNet3D as Backbone
+from .core import losses
+from .core.denoise import denoising_loss, draw, encode, gaussian
+from .core.errors import BadInput
+from .core.lora import save_tokens
+from .core.noise import ddim_invert, ddim_step, to_eps
+from .core.report import Report, asked_to_stop, silent
+from .core.sheets import contact_sheet
+from .core.train import fit
+from .core.video import fit_size, read_clip, read_masks
+from .core.workspace import Artifact, Workspace
+from .options import InvertOptions, resolve
+from .prompts import motion_prompt, placeholder, slug, subject_prompt
+
+MARGIN = 0.15      # of a crop's side, left around the actor
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One actor in one frame: picture uint8 (H, W, 3) at the base's size, mask bool (H, W) of the actor in it."""
+
+    picture: np.ndarray
+    mask: np.ndarray
+
+
+def invert(project: Workspace, motion: str | None = None, options: InvertOptions | None = None, *, device: str = "cpu",
+           dtype: str = "fp32", seed: int = 0, force: bool = False, report: Report = silent) -> Artifact:
+    """Appearance tokens and inverted noise of a motion's clip -> tokens.safetensors, noise.safetensors, a preview.
+
+    The noise's round trip (sampling back from it under the same rule) is reported and kept in the manifest's facts.
+    Raises MissingPrerequisite without masks, BadInput where an actor is not in the frame that teaches its token.
+    """
+    motion = motion or project.motion().name
+    plan = project.plan(STAGES["invert"], motion, options, seed=seed, base=identity(project.settings.base))
+    if plan.state() and not force:
+        return plan.artifact()
+    with plan.making(report, force=force) as out:
+        backbone = load(project.settings.base, device=device, dtype=dtype)
+        size = (backbone.height, backbone.width)
+        actors = _actors(project, motion, plan.request.get("prompt"))
+        clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=size)
+        crops = crops_of(read_clip(plan.inputs["clip"]), plan.inputs["masks"], actors, plan.options.token_frame, size)
+        tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
+                              identity=plan.identity, report=report)
+        noise, back, error = invert_clip(backbone, encode(backbone, clip_FHWC[None]), plan.options, report=report)
+        shown = backbone.decode(back)[0]
+        plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
+        report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
+        save_tokens(tokens, out / "tokens.safetensors")
+        save_file({"noise": noise.cpu()}, out / "noise.safetensors")
+        sheet = [("the clip", clip_FHWC), ("inverted and back", shown)]
+        contact_sheet([*sheet, *_token_rows(project, backbone, crops, tokens, seed)], out / "invert-preview.png")
+    return plan.artifact()
+
+
+def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertOptions, *, seed: int = 0,
+                 checkpoints: Path | None = None, identity: str = "", report: Report = silent) -> dict[str, Tensor]:
+    """Textual inversion (Eq. 4) of every actor on its crop, "A <person>" -> {"<person>": (1, width)}.
+
+    min over v of E || eps_theta(x_t, c(v), t) - eps ||^2, x the crop as a video of one frame. **Ours**: the mean goes
+    over the actor's own cells, so that neither its surroundings nor another actor enter the token. Each token starts
+    from the mean embedding of its plain words; the sum over actors keeps their gradients apart.
+    """
+    rows = options.token_batch
+    latents = {a: encode(backbone, crop.picture[None, None]).repeat(rows, 1, 1, 1, 1) for a, crop in crops.items()}
+    weights = {a: losses.cover(torch.as_tensor(crops[a].mask)[None, None], x.shape[-2:])[None].to(x)
+               for a, x in latents.items()}
+    tokens = {placeholder(a): backbone.word_embedding(a).float().mean(0, keepdim=True).requires_grad_() for a in crops}
+
+    def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        per_actor = {}
+        for actor, x0 in latents.items():
+            vectors = backbone.embed([subject_prompt(actor)], tokens).expand(rows, -1, -1)
+            per_actor[actor] = denoising_loss(backbone, x0, vectors, generator, weights[actor])
+        return {"loss": torch.stack(list(per_actor.values())).sum(), **per_actor}
+
+    optimizer = torch.optim.AdamW(tokens.values(), lr=options.token_rate, weight_decay=0.0)
+    fit(tokens, losses_at, optimizer=optimizer, steps=options.token_steps, seed=seed, checkpoints=checkpoints,
+        identity=identity, stop=asked_to_stop, report=report)
+    return {name: rows.detach() for name, rows in tokens.items()}
+
+
+@torch.no_grad()
+def invert_clip(backbone: Backbone, x_0: Tensor, options: InvertOptions, *, report: Report = silent
+                ) -> tuple[Tensor, Tensor, float]:
+    """x_0 (1, C, F, h, w) -> (eps_m, x_0 sampled back from eps_m, |difference| / |x_0|). Empty prompt, guidance 1."""
+    vectors, acp = backbone.embed([""]), backbone.alphas_cumprod
+    timesteps = backbone.timesteps(options.inversion_steps).tolist()
+    forwards = len(timesteps) * (2 + options.inversion_refine)
+    done = iter(range(1, forwards + 1))
+
+    def eps_at(x: Tensor, t: int) -> Tensor:
+        at = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        report(step=next(done), of=forwards, t=t)
+        return to_eps(backbone.predict(x, at, vectors), x, at, acp, backbone.predicts)
+
+    noise = ddim_invert(eps_at, x_0, timesteps, acp, refine=options.inversion_refine, final_alpha=backbone.final_alpha)
+    back = noise
+    for t, t_prev in zip(timesteps, [*timesteps[1:], -1]):
+        back = ddim_step(back, eps_at(back, t), t, t_prev, acp, final_alpha=backbone.final_alpha)
+    return noise, back, float((back - x_0).norm() / x_0.norm())
+
+
+def crops_of(frames_FHWC: np.ndarray, masks_folder: Path, actors: tuple[str, ...], index: int,
+             size: tuple[int, int]) -> dict[str, Crop]:
+    """Each actor of one frame, cropped by its mask and brought to size (H, W). Raises BadInput where it cannot be."""
+    crops = {}
+    if index >= len(frames_FHWC):
+        raise BadInput(f"the clip has {len(frames_FHWC)} frames, and none is number {index}", "lower --token-frame")
+    for actor in actors:
+        folder = masks_folder / slug(actor)
+        if not folder.is_dir():
+            raise BadInput(f"the clip was segmented without '{actor}'", "Run: videomage segment --force")
+        masks = read_masks(folder, frames_FHWC.shape[1:3])
+        if index >= len(masks) or not masks[index].any():
+            shown = [str(n) for n in np.flatnonzero(masks.any((1, 2)))]
+            raise BadInput(f"'{actor}' is not in frame {index}", f"choose --token-frame among {', '.join(shown)}")
+        crops[actor] = crop(frames_FHWC[index], masks[index], size)
+    return crops
+
+
+def crop(frame_HWC: np.ndarray, mask_HW: np.ndarray, size: tuple[int, int]) -> Crop:
+    """The box of the mask, widened by MARGIN and to the aspect of size (H, W), cut out and resized. Where the box would
+    leave the frame, the frame's edge is repeated: those pixels lie outside the mask and do not count."""
+    rows, columns = (np.flatnonzero(mask_HW.any(axis)) for axis in (1, 0))
+    tall, wide = (rows[-1] + 1 - rows[0]) * (1 + 2 * MARGIN), (columns[-1] + 1 - columns[0]) * (1 + 2 * MARGIN)
+    scale = max(tall / size[0], wide / size[1])
+    tall, wide = round(size[0] * scale), round(size[1] * scale)
+    top, left = (rows[0] + rows[-1] + 1 - tall) // 2, (columns[0] + columns[-1] + 1 - wide) // 2
+    reach = max(tall, wide)
+    picture = np.pad(frame_HWC, ((reach, reach), (reach, reach), (0, 0)), "edge")
+    mask = np.pad(mask_HW, reach)
+    box = np.s_[top + reach:top + reach + tall, left + reach:left + reach + wide]
+    mask_picture = np.repeat(mask[box][None, ..., None].astype(np.uint8) * 255, 3, -1)
+    return Crop(fit_size(picture[box][None], size)[0], fit_size(mask_picture, size)[0, ..., 0] > 127)
+
+
+def _actors(project: Workspace, motion: str, prompt: str | None) -> tuple[str, ...]:
+    """The bracketed words of the motion's prompt; where project.yaml has none, what segment was told to look for."""
+    if prompt:
+        return motion_prompt(prompt).actors
+    found = project.manifest(project.motion_folder(motion) / "segment.json")
+    return tuple(found["options"]["actors"] or found["request"]["phrases"]) if found else ()
+
+
+def _token_rows(project: Workspace, backbone: Backbone, crops: Mapping[str, Crop], tokens: Mapping[str, Tensor],
+                seed: int) -> list[tuple[str, np.ndarray]]:
+    """Rows of the sheet: each actor's crop and what the base makes of "A <actor>", drawn as this project samples."""
+    look = resolve("sample", project.settings)
+    rows = []
+    for actor, part in crops.items():
+        x_0 = draw(backbone, subject_prompt(actor), gaussian(backbone, 1, seed), tokens=tokens, steps=look.steps,
+                   guidance=look.guidance)
+        hidden = np.where(part.mask[..., None], part.picture, part.picture // 3)
+        rows.append((f"{actor}: crop, mask, token", np.stack([part.picture, hidden, backbone.decode(x_0)[0, 0]])))
+    return rows
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """In decibels, of uint8 pictures."""
+    return float(10 * np.log10(255.0**2 / max(1e-9, ((a.astype(float) - b) ** 2).mean())))

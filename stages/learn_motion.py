@@ -1,0 +1,116 @@
+"""learn-motion: a temporal LoRA that holds the clip's motion and not its actors' looks (METHOD 3).
+
+    eps_apfree = (1 + w) eps - w eps_theta(x_t, c_ap, t)              theta: the frozen base, no gradient
+    L_mot      = E || eps_theta_m(x_t, c_m, t) - eps_apfree ||^2
+
+c_ap = "A static video of <person> and <horse>." says how the actors look and that nothing moves: what the base makes of
+it is taken out of the target. The same holds for a base that predicts v (core/noise.py, appearance_free).
+
+Legend: x latents (B, C, F, h, w); L text tokens, D their width.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import STAGES
+from .backbones import identity, load
+from .backbones.unet3d import UNet3D as Backbone
+from .core import losses
+from .core.denoise import Previews, draw, encode, gaussian, noised
+from .core.errors import BadInput, UsageError
+from .core.lora import Lora, load_tokens, save, training
+from .core.noise import appearance_free
+from .core.report import Report, asked_to_stop, silent
+from .core.sheets import contact_sheet
+from .core.train import fit
+from .core.video import read_clip
+from .core.workspace import Artifact, Workspace
+from .options import LearnMotionOptions, resolve
+from .prompts import MotionPrompt, motion_prompt, placeholder
+
+
+def learn_motion(project: Workspace, motion: str | None = None, options: LearnMotionOptions | None = None, *,
+                 prompt: str | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0,
+                 force: bool = False, report: Report = silent) -> Artifact:
+    """Learn the motion of a segmented and inverted clip -> lora.safetensors, a preview sheet.
+
+    prompt: what happens in the clip, actors in brackets, "a [person] is riding a [horse]", in place of project.yaml's.
+    Raises BadInput where the prompt is missing, or names an actor that `invert` learned no token of.
+    """
+    motion = motion or project.motion().name
+    plan = project.plan(STAGES["learn-motion"], motion, options, seed=seed, base=identity(project.settings.base),
+                        request={"prompt": prompt} if prompt else {})
+    if plan.state() and not force:
+        return plan.artifact()
+    if not plan.request.get("prompt"):
+        raise BadInput(f"nothing says what happens in the clip of '{motion}'",
+                       'say it: --prompt "a [person] is riding a [horse]", or motion.prompt in project.yaml')
+    with plan.making(report, force=force) as out:
+        backbone, options = load(project.settings.base, device=device, dtype=dtype), plan.options
+        tokens = load_tokens(plan.inputs["tokens"])
+        c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)
+        clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=(backbone.height, backbone.width))
+        with torch.no_grad():
+            vectors_m, vectors_ap = backbone.embed([c_m, c_ap], tokens).split(1)         # constant: embedded once
+        previews, look = Previews(plan.checkpoints), resolve("sample", project.settings)
+
+        def preview(step: int) -> None:
+            x_0 = draw(backbone, c_m, gaussian(backbone, backbone.frames, seed), tokens=tokens, steps=look.steps,
+                       guidance=look.guidance)
+            previews.add(step, backbone.decode(x_0)[0])
+
+        lora = learn_motion_tensors(backbone, encode(backbone, clip_FHWC[None]), vectors_m, vectors_ap, options,
+                                    seed=seed, checkpoints=plan.checkpoints, identity=plan.identity, preview=preview,
+                                    report=report)
+        save(Lora(lora.tensors, lora.alpha, lora.rank, {"motion": motion, "c_m": c_m, "c_ap": c_ap}),
+             out / "lora.safetensors")
+        contact_sheet([("the clip", clip_FHWC), *previews.rows()], out / "learn-motion-preview.png")
+    return plan.artifact()
+
+
+def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapping[str, Tensor]) -> tuple[str, str]:
+    """(c_m, c_ap). options.actors: c_m names the actors by their tokens, as METHOD 3 has it, or by plain words."""
+    unknown = [actor for actor in sentence.actors if placeholder(actor) not in tokens]
+    if unknown:
+        raise BadInput(f"the prompt names the actor '{unknown[0]}', but appearance tokens were learned of "
+                       f"{', '.join(tokens)} only", "give segment and invert the same actors, or mend the prompt")
+    if options.actors not in ("tokens", "words"):
+        raise UsageError(f"actors is '{options.actors}', but should be tokens or words")
+    c_m = sentence.tokens if options.actors == "tokens" else sentence.words
+    return c_m, sentence.appearance(options.template)
+
+
+def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
+                         options: LearnMotionOptions, *, seed: int = 0, checkpoints: Path | None = None,
+                         identity: str = "", preview: Callable[[int], None] | None = None,
+                         report: Report = silent) -> Lora:
+    """Minimise L_mot over the temporal LoRA. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
+
+    preview(step) is called at a third, at two thirds and at the end, with the LoRA in place.
+    """
+    x_m = latents_1CFhw.repeat(options.batch, 1, 1, 1, 1)
+    c_m, c_ap = (vectors.expand(options.batch, -1, -1) for vectors in (vectors_m, vectors_ap))
+    shown = {options.steps // 3, 2 * options.steps // 3, options.steps} - {0}
+
+    def after_step(step: int) -> None:
+        if preview and step + 1 in shown:
+            preview(step + 1)
+
+    with training(backbone.denoiser, backbone.targets("motion"), options.rank, options.alpha, seed) as own:
+
+        def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            row = noised(backbone, x_m, generator)
+            target = row.target
+            if options.w:                                       # eps_apfree; w = 0 needs no second forward
+                with torch.no_grad(), own.disabled():
+                    target = appearance_free(target, backbone.predict(row.x, row.t, c_ap), options.w)
+            return {"loss": losses.motion(backbone.predict(row.x, row.t, c_m), target)}          # L_mot
+
+        optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
+        fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
+            identity=identity, after_step=after_step, stop=asked_to_stop, report=report)
+        return own.lora()

@@ -1,0 +1,160 @@
+"""sample: subjects and motion in one denoising, Algorithm 1 (METHOD 5).
+
+x_T = sqrt(beta) eps_m + sqrt(1 - beta) eps; then core/collaborate.py, line by line. Without subjects or without a
+motion only the branch that is there runs, which is plain guided DDIM; with neither it is a plain sample of the base.
+x_T is the same in every case, so that ablations (--branches) differ in the branches alone.
+
+Legend: x latents (1, C, F, h, w); L text tokens, D their width.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .backbones import identity, load
+from .backbones.unet3d import UNet3D as Backbone
+from .core.collaborate import Branch, sample_loop
+from .core.denoise import gaussian, sites_of
+from .core.errors import BadInput, Interrupted, UsageError
+from .core.lora import Lora, branches, load_tokens
+from .core.lora import load as load_lora
+from .core.noise import mix
+from .core.report import Report, asked_to_stop, silent
+from .core.sheets import contact_sheet
+from .core.video import read_clip, read_images, write_frames, write_video
+from .core.workspace import Artifact, Plan, Workspace
+from .options import SampleOptions
+from .orders import sample_plans, target_of
+from .prompts import TargetPrompt, placeholder, token_span
+
+CHOICES = ("auto", "subject", "motion", "none")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a sample is made from: {"<toy>": rows}, the subjects' LoRA, the motion's LoRA, eps_m (1, C, F, h, w); None
+    or empty for what it does without."""
+
+    tokens: Mapping[str, Tensor]
+    subject: Lora | None
+    motion: Lora | None
+    noise: Tensor | None
+
+
+def sample(project: Workspace, prompts: Sequence[str] | None = None, options: SampleOptions | None = None, *,
+           subjects: Sequence[str] | None = None, motion: str | None = None, device: str = "cpu", dtype: str = "fp32",
+           seed: int = 0, force: bool = False, report: Report = silent) -> list[Artifact]:
+    """A video for each prompt and seed (seed, seed + 1, ... for options.count) -> samples/NNNN-words/ with video.mp4,
+    frames.png (lossless), sheet.png and log.json (per step: both losses and |dx| / |x|).
+
+    prompts: "<toy> is riding <dog> in the snow"; None: those of project.yaml. subjects: whose LoRA runs; None: those
+    that the prompt names, their fused LoRA for several. motion: None the project's, "none" none.
+    Raises MissingPrerequisite for what has not been learned, UsageError and BadInput for what cannot be asked.
+    """
+    plans = sample_plans(project, prompts, options, subjects=subjects, motion=motion, seed=seed,
+                         base=identity(project.settings.base))
+    backbone, artifacts = None, []
+    for index, plan in enumerate(plans):
+        if force or not plan.state():
+            if asked_to_stop():
+                raise Interrupted(f"stopped before video {index + 1} of {len(plans)}", "run the same command again")
+            with plan.making(report, force=force) as out:
+                backbone = backbone or load(project.settings.base, device=device, dtype=dtype)
+                _make(project, backbone, plan, out, report)
+        artifacts.append(plan.artifact())
+    return artifacts
+
+
+def _make(project: Workspace, backbone: Backbone, plan: Plan, out: Path, report: Report) -> None:
+    """One video of one plan, written to `out`."""
+    learned, target = learned_of(plan, backbone), target_of(project, plan.request["prompt"])
+    log: list[dict] = []
+
+    def listen(**facts: object) -> None:
+        if "step" in facts:
+            log.append({key: value for key, value in facts.items() if key != "of"})
+        report(**facts)
+
+    frames = backbone.decode(sample_video(backbone, target, learned, plan.options, seed=plan.seed, report=listen))[0]
+    write_video(out / "video.mp4", frames, fps=backbone.fps)
+    write_frames(out / "frames.png", frames)
+    (out / "log.json").write_text(json.dumps({"prompt": target.text, "plain prompt": target.plain, "steps": log},
+                                             indent=1) + "\n", encoding="utf-8")
+    contact_sheet([*_sources(project, plan, frames.shape[1:3]), (target.text, frames)], out / "sheet.png")
+
+
+def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, options: SampleOptions, *, seed: int = 0,
+                 report: Report = silent) -> Tensor:
+    """Algorithm 1 for one prompt and seed -> x_0 (1, C, F, h, w)."""
+    for axis, kind in (("space", "cross"), ("time", "self")):
+        sites_of(backbone, options.layers, kind, axis)                       # a misspelt layer is said before any work
+    x_T = initial_noise(backbone, learned.noise, options, seed)
+    subject, motion = branches_of(backbone, target, learned, options)
+    loras = {"subject": learned.subject if options.branches in ("auto", "subject") else None, "motion": learned.motion}
+    alpha_motion = options.alpha if options.alpha_motion is None else options.alpha_motion
+    with branches(backbone.denoiser, loras) as rows:
+        return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
+                           guidance=options.guidance, alpha_s=options.alpha, alpha_m=alpha_motion,
+                           beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers, report=report)
+
+
+def initial_noise(backbone: Backbone, inverted: Tensor | None, options: SampleOptions, seed: int) -> Tensor:
+    """x_T = sqrt(beta) eps_m + sqrt(1 - beta) eps (supplement 7.1); eps alone without a motion, or with beta = 0."""
+    noise = gaussian(backbone, options.frames or backbone.frames, seed)
+    if inverted is None or options.beta == 0:
+        return noise
+    if inverted.shape != noise.shape:
+        raise BadInput(f"the inverted noise is of shape {tuple(inverted.shape)}, the video of {tuple(noise.shape)}",
+                       "leave --frames out, or sample with --beta 0")
+    return mix(inverted.to(noise), noise, options.beta)
+
+
+@torch.no_grad()
+def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, options: SampleOptions
+                ) -> tuple[Branch | None, Branch | None]:
+    """(subject branch, motion branch) of Algorithm 1, lines 3 and 4; None for the one that does not run.
+
+    The subject branch reads c_tgt with the learned tokens, the motion branch c~_tgt with the class words in their
+    places; words[i] of one answers to words[i] of the other. options.branches: "auto", or one alone, or "none": the
+    plain base on the plain prompt.
+    """
+    if options.branches not in CHOICES:
+        raise UsageError(f"branches is '{options.branches}'", f"use one of {', '.join(CHOICES)}")
+    with_subject = options.branches in ("auto", "subject") and learned.subject is not None
+    with_motion = options.branches in ("auto", "motion") and learned.motion is not None
+    places, plain_places = backbone.positions(target.text, learned.tokens), backbone.positions(target.plain)
+    c_tgt, c_plain, empty = backbone.embed([target.text, target.plain, ""], learned.tokens).split(1)
+    subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject")
+    motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion")
+    if with_subject or with_motion:
+        return subject if with_subject else None, motion if with_motion else None
+    return Branch(c_plain, empty, row=None), None
+
+
+def learned_of(plan: Plan, backbone: Backbone) -> Learned:
+    """Read what the plan's inputs name."""
+    inputs, names = plan.inputs, plan.request["subjects"]
+    tokens = {placeholder(name): load_tokens(inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
+              for name in names}
+    lora = inputs.get("fused") or (inputs[f"{names[0]}/lora"] if names else None)
+    motion = inputs.get("motion/lora")
+    return Learned(tokens, load_lora(lora) if lora else None, load_lora(motion) if motion else None,
+                   load_file(inputs["motion/noise"])["noise"] if motion else None)
+
+
+def _sources(project: Workspace, plan: Plan, size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+    """Rows of the sheet: the photos of each subject, and the clip."""
+    rows = [(f"photos of {placeholder(name)}", read_images(project.photos(name), size))
+            for name in plan.request["subjects"] if project.photos(name)]
+    if plan.request["motion"]:
+        clip = project.motion_folder(plan.request["motion"]) / "clip.mp4"
+        if clip.is_file():
+            rows.append((f"the clip of {plan.request['motion']}", read_clip(clip, size=size)))
+    return rows

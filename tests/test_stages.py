@@ -1,0 +1,318 @@
+"""Every stage end to end on a tiny base with random weights: what it leaves, how it is skipped, resumed, degraded."""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages import segmenters
+from stages.core import report as reports
+from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
+from stages.core.lora import load as load_lora
+from stages.core.lora import load_tokens, mean
+from stages.core.video import read_clip, write_images, write_masks, write_video
+from stages.core.workspace import Workspace
+from stages.fuse import fuse
+from stages.invert import crop, invert, invert_clip
+from stages.learn_motion import learn_motion
+from stages.learn_subject import learn_subject
+from stages.options import InvertOptions, resolve
+from stages.sample import sample
+from stages.segment import segment
+
+QUICK = {
+    "segment": {"segmenter": "given"},
+    "invert": {"token_steps": 3, "token_batch": 2, "inversion_steps": 3},
+    "learn-subject": {"steps": 4, "rank": 2, "alpha": 2, "rate": 1e-2, "token_rate": 1e-2, "auxiliary_count": 2,
+                      "preview_every": 2, "video_steps": 2, "guidance": 2},
+    "learn-motion": {"steps": 3, "rank": 2, "alpha": 2, "rate": 1e-2},
+    "fuse": {"steps": 3, "videos": 2, "video_steps": 2, "guidance": 2, "rate": 1e-2},
+    "sample": {"steps": 3, "tau": 2, "guidance": 2},
+}
+PROMPT = "<toy> is riding <dog> in the snow"
+
+
+class Middle:
+    """A segmenter that finds everything in the middle of each frame."""
+
+    def masks(self, frames, phrases):
+        masks = np.zeros(frames.shape[:3], bool)
+        masks[:, 8:24, 6:20] = True
+        return {phrase: SimpleNamespace(masks=masks, confidence=masks.mean((1, 2))) for phrase in phrases}
+
+
+def make_project(root, base_folder, subjects=("toy", "dog", "horse")):
+    """A project with noise for photos and for a clip, and a mask track for each of two actors."""
+    rng = np.random.default_rng(0)
+    for n, name in enumerate(subjects):
+        write_images(root / "photos" / name, rng.integers(0, 255, (2, 32 + n, 32, 3), dtype=np.uint8))
+    write_video(root / "ref.mp4", rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8))
+    height, width = read_clip(root / "ref.mp4").shape[1:3]
+    for name, box in (("person", np.s_[:, :height // 2]), ("horse", np.s_[:, height // 2:, : width // 2])):
+        masks = np.zeros((6, height, width), bool)
+        masks[box] = True
+        write_masks(root / "drawn" / name, masks)
+    options = {**QUICK, "segment": {"segmenter": "given", "masks": "drawn"}}
+    return Workspace.create(root, base=str(base_folder), subjects={
+        name: {"class": {"toy": "teddy bear"}.get(name, name), "images": f"photos/{name}"} for name in subjects},
+        motion={"name": "riding", "clip": "ref.mp4", "prompt": "a [person] is riding a [horse]"}, prompts=[PROMPT],
+        options=options)
+
+
+@pytest.fixture(scope="module")
+def finder():
+    """In place of a segmentation network for what the stages draw themselves; masks of files are read for real."""
+    real = getattr(segmenters, "load", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenters, "load", lambda name, **rest: real(name, **rest) if real and name == "given" else Middle(),
+                      raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, base_folder, finder):
+    """A project in which every stage has run, and its artefacts by stage."""
+    project = make_project(tmp_path_factory.mktemp("project"), base_folder)
+    return project, run_all(project)
+
+
+def run_all(project):
+    return {"segment": segment(project), "invert": invert(project),
+            **{name: learn_subject(project, name) for name in ("toy", "dog", "horse")},
+            "learn-motion": learn_motion(project), "fuse": fuse(project, ["toy", "dog"]),
+            "sample": sample(project)[0]}
+
+
+def snapshot(root):
+    return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def notes(into):
+    return lambda **facts: into.append(facts)
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+def test_every_stage_leaves_its_files(made):
+    project, artefacts = made
+    for artefact in artefacts.values():
+        assert artefact.made and artefact.files and all(path.is_file() for path in artefact.files)
+    root = project.root
+    for name in ("motions/riding/masks/person/0005.png", "motions/riding/overlay.png",
+                 "motions/riding/noise.safetensors", "motions/riding/invert-preview.png",
+                 "subjects/toy/images/0000.png", "subjects/toy/token.safetensors", "subjects/toy/learn-subject-preview.png", "motions/riding/learn-motion-preview.png",
+                 "fused/dog+toy/videos/toy-1.mp4", "fused/dog+toy/fuse-preview.png",
+                 "samples/0001-toy-is-riding-dog-in-the-snow/sheet.png"):
+        assert (root / name).is_file(), name
+    assert not list((root / ".partial").glob("*/checkpoints-*"))
+    tokens = load_tokens(root / "motions/riding/tokens.safetensors")
+    assert set(tokens) == {"<person>", "<horse>"} and all(rows.shape == (1, 32) for rows in tokens.values())
+    assert np.isfinite(artefacts["invert"].manifest["facts"]["round trip error"])
+
+
+def test_a_second_run_touches_no_file(made):
+    project, _ = made
+    before = snapshot(project.root)
+    again = run_all(Workspace(project.root))
+    assert not any(artefact.made for artefact in again.values())
+    assert snapshot(project.root) == before
+
+
+def test_the_subject_lora_is_spatial_and_the_motion_lora_temporal(made):
+    subject = load_lora(made[0].root / "subjects/toy/lora.safetensors")
+    motion = load_lora(made[0].root / "motions/riding/lora.safetensors")
+    assert all(".attentions." in name for name in subject.modules)
+    assert all("temp_attentions" in name or "transformer_in" in name for name in motion.modules)
+    assert any(bool(subject.delta(name).abs().max() > 0) for name in subject.modules)
+    assert motion.metadata["c_m"] == "a <person> is riding a <horse>"
+    assert motion.metadata["c_ap"] == "A static video of <person> and <horse>."
+
+
+def test_the_log_tells_of_every_step(made):
+    log = json.loads(made[1]["sample"].path.with_name("log.json").read_text())
+    assert log["plain prompt"] == "teddy bear is riding dog in the snow"
+    steps = log["steps"]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps[:2]:
+        assert {"loss_s_to_m", "loss_m_to_s", "shift_s", "shift_m"} <= set(row)
+    assert "loss_s_to_m" not in steps[2]
+
+
+def test_the_frames_are_lossless_and_of_the_bases_size(made):
+    frames = read_clip(made[1]["sample"].path.with_name("frames.png"))
+    assert frames.shape == (4, 32, 32, 3)
+
+
+# -- resume -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stage, run, product", [
+    ("learn-subject", lambda p, **k: learn_subject(p, "toy", **k), ["lora.safetensors", "token.safetensors"]),
+    ("learn-motion", lambda p, **k: learn_motion(p, **k), ["lora.safetensors"]),
+    ("fuse", lambda p, **k: fuse(p, ["toy", "dog"], **k), ["lora.safetensors"]),
+    ("invert", lambda p, **k: invert(p, **k), ["tokens.safetensors", "noise.safetensors"]),
+])
+def test_a_stopped_run_goes_on_to_the_same_bytes(made, stage, run, product):
+    project, _ = made
+    artefact = run(Workspace(project.root))
+    calm = {name: (artefact.folder / name).read_bytes() for name in product}
+
+    def stop_at_two(**facts):
+        if facts.get("step") == 2 and "loss" in facts:
+            reports.ask_to_stop()
+
+    said = []
+    try:
+        with pytest.raises(Interrupted):
+            run(Workspace(project.root), force=True, report=stop_at_two)
+    finally:
+        reports.clear_stop()
+    assert {name: (artefact.folder / name).read_bytes() for name in product} == calm     # the old one still stands
+    resumed = run(Workspace(project.root), force=True, report=notes(said))
+    assert any("going on from step 2" in str(facts.get("note")) for facts in said)
+    assert resumed.made and {name: (artefact.folder / name).read_bytes() for name in product} == calm
+
+
+# -- what each stage can be asked -------------------------------------------------------------------------------------
+def test_w_0_is_plain_fine_tuning_and_another_w_is_not(made):
+    project, _ = made
+    options = resolve("learn-motion", project.settings)
+    loras = {}
+    for w in (0.0, 0.5):
+        artefact = learn_motion(project, options=replace(options, w=w), force=True)
+        loras[w] = load_lora(artefact.path)
+    name = loras[0.0].modules[0]
+    assert not torch.equal(loras[0.0].delta(name), loras[0.5].delta(name))
+
+
+def test_fusing_three(made, finder):
+    project, _ = made
+    said = []
+    artefact = fuse(project, ["toy", "dog", "horse"], report=notes(said))
+    assert artefact.name == "dog+horse+toy"
+    assert load_lora(artefact.path).rank == 6
+    assert sum("L_attn" in facts for facts in said) == 3
+
+
+def test_fusion_starts_from_the_exact_mean(made, finder):
+    project, _ = made
+    quiet = replace(resolve("fuse", project.settings), steps=1, rate=1e-12, lambda2=0)
+    fused = load_lora(fuse(project, ["dog", "horse"], quiet).path)
+    loras = [load_lora(project.root / f"subjects/{name}/lora.safetensors") for name in ("dog", "horse")]
+    for name in fused.modules:
+        want = sum(lora.delta(name).double() for lora in loras) / 2
+        assert (fused.delta(name).double() - want).abs().max() < 1e-6
+        assert torch.allclose(mean(loras).delta(name).double(), want, atol=1e-6)
+
+
+def test_samples_degrade_to_the_branch_that_is_there(made):
+    project, _ = made
+    logs = {}
+    for label, prompt, keywords in (("subjects", PROMPT, {"motion": "none"}), ("one", "a <toy> in the snow", {}),
+                                    ("motion", "a dog is riding a horse", {}),
+                                    ("neither", "a dog is riding a horse", {"motion": "none"})):
+        artefact = sample(project, [prompt], **keywords)[0]
+        logs[label] = json.loads(artefact.path.with_name("log.json").read_text())["steps"]
+        assert artefact.path.is_file()
+    assert all("shift_s" not in row for label in ("subjects", "motion", "neither") for row in logs[label])
+    assert "shift_s" in logs["one"][0]
+
+
+def test_beta_0_forgets_the_clip_and_branches_choose(made):
+    project, _ = made
+    options = resolve("sample", project.settings)
+    frames = {}
+    for label, chosen in (("both", options), ("beta 0", replace(options, beta=0.0)),
+                          *((b, replace(options, branches=b)) for b in ("subject", "motion", "none"))):
+        artefact = sample(project, [PROMPT], chosen)[0]
+        frames[label] = (artefact.path.with_name("frames.png")).read_bytes()
+    assert len(set(frames.values())) == len(frames)
+    with pytest.raises(UsageError, match="branches is 'left'"):
+        sample(project, [PROMPT], replace(options, branches="left"))
+    with pytest.raises(UsageError, match="nowhere"):
+        sample(project, [PROMPT], replace(options, layers="nowhere"))
+
+
+def test_count_and_prompts_make_a_sample_each(made):
+    project, _ = made
+    options = replace(resolve("sample", project.settings), count=2)
+    artefacts = sample(project, ["a <dog> in the snow", "a <dog>"], options, seed=7, motion="none")
+    assert [a.manifest["seed"] for a in artefacts] == [7, 8, 7, 8]
+    assert len({a.folder for a in artefacts}) == 4
+    assert not any(a.made for a in sample(project, ["a <dog>"], replace(options, count=1), seed=8, motion="none"))
+
+
+def test_the_auxiliary_clips_are_drawn_once_and_said(tmp_path, base_folder):
+    project, said = make_project(tmp_path, base_folder, ("toy", "dog")), []
+    for name in ("toy", "dog"):
+        learn_subject(project, name, report=notes(said))
+    drawn = [facts for facts in said if "drawn from the base" in str(facts.get("note"))]
+    assert len(drawn) == 1 and len(list((tmp_path / ".cache/auxiliary").glob("*.safetensors"))) == 1
+    assert any("L_reg" in facts for facts in said)
+
+
+def test_auxiliary_clips_of_a_folder_need_their_captions(tmp_path, base_folder):
+    project = make_project(tmp_path, base_folder, ("toy",))
+    folder = tmp_path / "aux"
+    folder.mkdir()
+    write_video(folder / "one.mp4", np.zeros((5, 32, 32, 3), np.uint8))
+    options = replace(resolve("learn-subject", project.settings), auxiliary=folder, steps=1)
+    with pytest.raises(BadInput, match="one.mp4 has no caption.*one.txt"):
+        learn_subject(project, "toy", options)
+    (folder / "one.txt").write_text("a red dog")
+    assert learn_subject(project, "toy", options).made
+
+
+# -- what cannot be done ----------------------------------------------------------------------------------------------
+def test_missing_prerequisites_name_the_next_command(tmp_path, base_folder):
+    project = make_project(tmp_path, base_folder, ("toy", "dog"))
+    with pytest.raises(MissingPrerequisite, match="videomage segment"):
+        invert(project)
+    with pytest.raises(MissingPrerequisite, match="videomage learn-subject"):
+        fuse(project)
+    with pytest.raises(MissingPrerequisite, match="Run: videomage"):
+        sample(project)
+    with pytest.raises(UsageError, match="two subjects or more"):
+        fuse(project, ["toy"])
+    with pytest.raises(BadInput, match="no subject 'cat'"):
+        sample(project, ["a <cat>"])
+
+
+def test_a_prompt_with_other_actors_is_refused(made):
+    with pytest.raises(BadInput, match="names the actor 'dog'"):
+        learn_motion(made[0], prompt="a [dog] is riding a [horse]")
+
+
+def test_a_frame_without_the_actor_is_refused(made):
+    options = replace(resolve("invert", made[0].settings), token_frame=99)
+    with pytest.raises(BadInput, match="6 frames"):
+        invert(made[0], options=options)
+
+
+# -- invert's parts ---------------------------------------------------------------------------------------------------
+def test_a_crop_holds_its_actor_whole_and_centred():
+    frame = np.zeros((40, 60, 3), np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[0:10, 50:60] = True
+    frame[mask] = 255
+    part = crop(frame, mask, (32, 32))
+    assert part.picture.shape == (32, 32, 3) and part.mask.shape == (32, 32)
+    assert 0.4 < part.mask.mean() < 0.8                       # about 1 / 1.3^2
+    rows, columns = np.flatnonzero(part.mask.any(1)), np.flatnonzero(part.mask.any(0))
+    assert abs(rows.mean() - 15.5) < 1.5 and abs(columns.mean() - 15.5) < 1.5
+    assert (part.picture[part.mask] > 100).mean() > 0.9
+
+
+def test_refined_inversion_comes_back_closer(backbone64):
+    x = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors = [invert_clip(backbone64, x, InvertOptions(inversion_steps=4, inversion_refine=n))[2] for n in (0, 2, 8)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_pictures_are_read_by_people_too(made):
+    for path in made[0].root.rglob("*preview.png"):
+        assert Image.open(path).size[0] > 100
