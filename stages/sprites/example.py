@@ -5,6 +5,7 @@ python -m stages.sprites.example DIR [--subjects toy pet] [--motion chase] write
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +14,66 @@ from PIL import Image
 from ..core.video import write_video
 from .looks import SUBJECTS, Look
 from .sizes import SIZES
-from .world import HELD_OUT_MOTIONS, photos, reference_clip
+from .world import HELD_OUT_MOTIONS, VERBS, photos, reference_clip
+
+MOTION = "chase"
+PLACE = "in the snow"            # where the wanted video is set: not where the clip is
 
 ENLARGE = 8                      # each world pixel becomes 8 x 8: files that a viewer shows at a sensible size
 CAST = (Look("circle", "red"), Look("square", "blue"), Look("triangle", "green"))      # who acts in the clip
 
 
-def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = "chase", count: int = 4,
-                  seed: int = 7, size_name: str = "small") -> dict[str, object]:
-    """Write the files -> {"photos": {name: folder}, "clip": path, "prompt": the clip's bracketed prompt}."""
+@dataclass(frozen=True)
+class Example:
+    """Files a user would bring, and the truth about the clip. prompt: of the clip, actors in brackets. wanted: a prompt
+    for the subjects, in the order of their roles; exchanged: with the roles turned round by one (`turned`). paths: of
+    the clip's actors, (F, 2) each, in the order of the roles."""
+
+    subjects: tuple[str, ...]
+    motion: str
+    photos: dict[str, Path]
+    clip: Path
+    prompt: str
+    wanted: str
+    exchanged: str
+    paths: list[np.ndarray]
+
+    @property
+    def turned(self) -> tuple[str, ...]:
+        return (*self.subjects[1:], self.subjects[0])
+
+
+def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 4,
+                  seed: int = 7, size_name: str = "small") -> Example:
+    """Write photos/NAME/0.png ... and clip.mp4; what is there already with the same content keeps its time stamp."""
     size = SIZES[size_name]
-    folders = {}
-    for name in subjects:
-        folders[name] = folder / "photos" / name
-        folders[name].mkdir(parents=True, exist_ok=True)
+    folders = {name: folder / "photos" / name for name in subjects}
+    for name, own in folders.items():
+        own.mkdir(parents=True, exist_ok=True)
         for k, photo in enumerate(photos(name, count, seed, size.pixels)):
-            large = np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
-            Image.fromarray(large).save(folders[name] / f"{k}.png")
+            path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
+            if not path.exists():
+                Image.fromarray(large).save(path)
     clip = reference_clip(motion, list(CAST[: len(subjects)]), seed, size.frames, size.pixels)
-    write_video(folder / "clip.mp4", clip.frames, fps=8)
+    if not (folder / "clip.mp4").exists():
+        write_video(folder / "clip.mp4", clip.frames, fps=8)
     words = clip.caption.split()
-    prompt = " ".join(f"[{word}]" if k in clip.nouns else word for k, word in enumerate(words))
-    return {"photos": folders, "clip": folder / "clip.mp4", "prompt": prompt}
+    verb = VERBS[motion][1]
+
+    def wanted(names: tuple[str, ...]) -> str:
+        return f"a <{names[0]}> {verb} " + " and ".join(f"a <{name}>" for name in names[1:]) + f" {PLACE}"
+
+    return Example(tuple(subjects), motion, folders, folder / "clip.mp4",
+                   " ".join(f"[{word}]" if k in clip.nouns else word for k, word in enumerate(words)),
+                   wanted(tuple(subjects)), wanted((*subjects[1:], subjects[0])),
+                   [actor.path for actor in clip.actors])
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--subjects", nargs="+", default=["toy", "pet"], choices=SUBJECTS)
-    parser.add_argument("--motion", default="chase", choices=HELD_OUT_MOTIONS)
+    parser.add_argument("--motion", default=MOTION, choices=HELD_OUT_MOTIONS)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args(argv)
     write_example(args.folder, subjects=tuple(args.subjects), motion=args.motion, seed=args.seed)

@@ -1,0 +1,97 @@
+"""The whole method on the sprites base, from files it makes itself: what `videomage demo` and `make demo` run.
+
+Photos of two subjects and a clip of a motion that the base never saw are written as ordinary files; then the seven
+stages run, as a user would run them. Beside the result stand the same seed without the motion LoRA, without inverted
+noise, with the roles exchanged, and the plain base: a path that the noise alone carries must not pass for the method.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .core.report import Report, silent
+from .core.sheets import contact_sheet
+from .core.video import read_clip, read_images
+from .core.workspace import Artifact, Workspace
+from .evaluate import evaluate
+from .fuse import fuse
+from .invert import invert
+from .learn_motion import learn_motion
+from .learn_subject import learn_subject
+from .options import resolve
+from .sample import sample
+from .segment import segment
+from .sprites.example import MOTION, Example, write_example
+from .sprites.looks import SUBJECTS
+from .sprites.verdict import Verdict, judge
+
+VIDEO = "the method"             # the row that is the demo's result
+
+
+@dataclass(frozen=True)
+class Demo:
+    """files: the video, the sheet, the scores. verdicts: {row: Verdict} by the sprites oracle. scores: of evaluate."""
+
+    files: tuple[Path, ...]
+    verdicts: dict[str, Verdict]
+    scores: dict[str, object]
+
+
+def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, device: str = "cpu",
+         dtype: str = "fp32", seed: int = 0, report: Report = silent) -> Demo:
+    """Make the project in `folder` (or go on with the one there) and run every stage that is not fresh."""
+    example = write_example(folder, subjects=subjects, motion=motion)
+    project = Workspace(folder) if (folder / "project.yaml").exists() else _create(folder, example)
+    common = dict(device=device, dtype=dtype, report=report)
+    segment(project, f"motions/{motion}", **common)
+    invert(project, motion, seed=seed, **common)
+    for name in subjects:
+        learn_subject(project, name, seed=seed, **common)
+    learn_motion(project, motion, seed=seed, **common)
+    if len(subjects) > 1:
+        fuse(project, list(subjects), seed=seed, **common)
+    made = _samples(project, example, seed, common)
+    scores = evaluate(project, [made[VIDEO].name, made["the plain base"].name], **common)
+    frames = {row: read_clip(artifact.folder / "frames.png") for row, artifact in made.items()}
+    verdicts = {row: judge(video, example.turned if row == EXCHANGED else subjects, example.paths)
+                for row, video in frames.items()}
+    sheet = _sheet(folder / "demo.png", example, frames)
+    table = folder / "demo.json"
+    table.write_text(json.dumps({row: asdict(verdict) for row, verdict in verdicts.items()}, indent=1) + "\n")
+    return Demo((made[VIDEO].folder / "video.mp4", sheet, table), verdicts, scores)
+
+
+EXCHANGED = "roles exchanged"
+
+
+def _create(folder: Path, example: Example) -> Workspace:
+    return Workspace.create(
+        folder, base="sprites", prompts=[example.wanted],
+        subjects={name: {"class": SUBJECTS[name][1], "images": f"photos/{name}"} for name in example.subjects},
+        motion={"name": example.motion, "clip": "clip.mp4", "prompt": example.prompt})
+
+
+def _samples(project: Workspace, example: Example, seed: int, common: dict) -> dict[str, Artifact]:
+    """The result and its controls, all from the same seed."""
+    options = resolve("sample", project.settings)
+    rows = {VIDEO: (example.wanted, options),
+            "without the motion LoRA": (example.wanted, replace(options, branches="subject")),
+            "without the inverted noise (beta = 0)": (example.wanted, replace(options, beta=0.0)),
+            EXCHANGED: (example.exchanged, options),
+            "the plain base": (example.wanted, replace(options, branches="none", beta=0.0))}
+    return {row: sample(project, [prompt], chosen, subjects=example.subjects, seed=seed, **common)[0]
+            for row, (prompt, chosen) in rows.items()}
+
+
+def _sheet(path: Path, example: Example, frames: dict[str, np.ndarray]) -> Path:
+    """Photos, clip, what the plain base makes of the prompt, the result, the other controls."""
+    size = frames[VIDEO].shape[1:3]
+    photos = [(f"photos of <{name}>", read_images(sorted(folder.glob("*.png")), size))
+              for name, folder in example.photos.items()]
+    order = ["the plain base", VIDEO, *(row for row in frames if row not in ("the plain base", VIDEO))]
+    return contact_sheet([*photos, (example.prompt, read_clip(example.clip, size=size)),
+                          *((f"{row}: {example.wanted}" if row == VIDEO else row, frames[row]) for row in order)],
+                         path, scale=4)

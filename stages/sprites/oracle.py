@@ -1,0 +1,267 @@
+"""What a clip of the sprites world shows, read from its pixels alone: no network, nothing learned.
+
+observe() names the objects of the training world (colour by nearest ink, shape and texture by the best agreement with
+rendered looks over the frames in which the object is least hidden), the background and the motion. find() looks for
+given looks, held-out subjects among them. Places are in frame widths (x right, y down), as in world.py.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .looks import ALL_COLOURS, BACKGROUNDS, WHITE, Look, Vocabulary
+from .match import Canvas, components, grow, opened
+
+SMALLEST = 0.008        # share of the frame that a colour must fill, thin edges left out, to be an object
+VISIBLE = 0.25          # share of its own area that an object must show to be present in a frame
+AGREES = 0.72           # agreement above which a frame shows a look (find): see the table in tests/test_oracle.py
+JUDGED = 4              # frames on which shape and texture are judged
+STRAY_TONE = 60.0       # a background farther than this from all of ours (8-bit RGB distance) has no name
+
+
+@dataclass
+class Seen:
+    """One object through the clip. presence: bool (F,). path: (F, 2) centres x, y, NaN where absent. share: (F,) visible
+    share of the frame. score: (F,) agreement with the look. masks: bool (F, H, W). radius: frame widths."""
+
+    look: Look
+    presence: np.ndarray
+    path: np.ndarray
+    share: np.ndarray
+    score: np.ndarray
+    masks: np.ndarray
+    radius: float
+
+    @property
+    def colour(self) -> str:
+        return self.look.colour
+
+    @property
+    def shape(self) -> str:
+        return self.look.shape
+
+    @property
+    def texture(self) -> str:
+        return self.look.texture
+
+
+@dataclass
+class Scene:
+    """objects: by colour. words: the motion of each alone. motion: what the clip shows as one of world.MOTIONS or
+    ROLE_MOTIONS, "mixed" or "none". doer: index of the object that plays the first role, or None. strays: (F,) parts
+    of an object's colour that lie apart from it."""
+
+    objects: list[Seen]
+    background: str
+    motion: str
+    words: list[str]
+    doer: int | None
+    strays: np.ndarray
+
+
+# -- the training world ---------------------------------------------------------------------------------------------
+def observe(frames: np.ndarray, vocabulary: Vocabulary) -> Scene:
+    """frames: uint8 (F, S, S, 3), S 32 or 64. Raises ValueError for other shapes."""
+    pixels = _checked(frames)
+    inks = {name: ALL_COLOURS[name] for name in vocabulary.colours}
+    place, tone = background_of(pixels, [*inks.values(), WHITE])
+    labels = _nearest(pixels, [tone, WHITE, *inks.values()])
+    there = [name for k, name in enumerate(inks, 2) if _is_object(labels == k)]
+    labels = _nearest(pixels, [tone, WHITE, *(inks[name] for name in there)])
+    parts = _with_white(labels)
+    objects, strays = [], np.zeros(len(frames), int)
+    for k, name in enumerate(there):
+        others = np.any([part for n, part in enumerate(parts) if n != k], 0) if len(parts) > 1 else parts[k] & False
+        seen, apart = _examine(pixels, tone, parts[k], others, name, vocabulary)
+        objects.append(seen)
+        strays += apart
+    words = [motion_alone(seen.path) for seen in objects]
+    motion, doer = motion_together(objects, words)
+    return Scene(objects, place, motion, words, doer, strays)
+
+
+def background_of(pixels: np.ndarray, inks: list) -> tuple[str, np.ndarray]:
+    """-> (name, tone): the kind of most background pixels, "none" if it is like none of ours, and their median."""
+    names = list(BACKGROUNDS)
+    labels = _nearest(pixels, [*BACKGROUNDS.values(), *inks])
+    kind = int(np.bincount(labels.ravel(), minlength=len(names))[:len(names)].argmax())
+    chosen = pixels[labels == kind]
+    tone = np.median(chosen, 0) if len(chosen) else np.float32(BACKGROUNDS[names[kind]])
+    nearest = np.linalg.norm(pixels - tone, axis=-1) < STRAY_TONE
+    known = np.linalg.norm(tone - np.float32(BACKGROUNDS[names[kind]])) < STRAY_TONE and nearest.mean() > 0.2
+    return (names[kind] if known else "none"), tone
+
+
+def _examine(pixels, tone, part, others, colour: str, vocabulary: Vocabulary) -> tuple[Seen, np.ndarray]:
+    """One colour's object: which look it has, where it is in each frame, and how many strays each frame holds."""
+    frames, side = pixels.shape[:2]
+    body, strays = _body(part)
+    areas = body.sum((1, 2))
+    radius = np.sqrt(np.sort(areas)[-max(1, frames // 4):].mean() / np.pi)
+    hidden = (grow(body) & others).sum((1, 2))
+    canvases = [Canvas(pixel, tone, ignored) for pixel, ignored in zip(pixels, grow(others) & ~body)]
+    looks = [Look(shape, colour, texture) for shape in vocabulary.shapes for texture in vocabulary.textures]
+    judged = np.argsort(hidden - areas, kind="stable")[:JUDGED]
+    sizes = [round(4 * radius * k) for k in (0.9, 1.0, 1.1, 1.22)]
+    matches = {look: [_near(canvases[f], look, sizes, body[f]) for f in judged] for look in looks}
+    look = max(looks, key=lambda one: sum(m.score for m in matches[one]))
+    radius = float(np.median([m.radius for m in matches[look]]))
+    presence = areas >= max(VISIBLE * np.pi * radius**2, SMALLEST * side**2 / 2)
+    path, score = np.full((frames, 2), np.nan), np.zeros(frames)
+    for f in np.flatnonzero(presence):
+        best = _near(canvases[f], look, [round(4 * radius)], body[f], hidden=areas[f] < 0.85 * np.pi * radius**2)
+        path[f], score[f] = (best.x / side, best.y / side), best.score
+    return Seen(look, presence, path, areas / side**2, score, body, radius / side), strays
+
+
+def _near(canvas: Canvas, look: Look, sizes: list[int], body: np.ndarray, hidden: bool = False):
+    """The best match about the middle of what is visible (of an object partly hidden, within its whole box)."""
+    ys, xs = np.nonzero(body)
+    side = len(body)
+    if len(ys) == 0:
+        return canvas.search(look, sizes[:1], range(0, side), range(0, side), halves=(0,))
+    reach = 1 if not hidden else max(2, round(0.2 * max(sizes)))
+    y, x = int(ys.mean() + 0.5), int(xs.mean() + 0.5)
+    rows = range(max(0, y - reach), min(side, y + reach + 1))
+    columns = range(max(0, x - reach), min(side, x + reach + 1))
+    return canvas.search(look, sizes, rows, columns)
+
+
+def _body(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The main body of a colour in each frame, pieces close to the largest counted in, and the number of other
+    pieces of at least a third of its size."""
+    labels = components(part)
+    body, strays = np.zeros_like(part), np.zeros(len(part), int)
+    for f, label in enumerate(labels):
+        names, sizes = np.unique(label[label > 0], return_counts=True)
+        if len(names) == 0:
+            continue
+        main = label == names[sizes.argmax()]
+        reach = max(2, round(0.75 * np.sqrt(sizes.sum() / np.pi)))     # a white stripe is 0.56 radii wide
+        close = grow(main, reach)
+        for name, size in zip(names, sizes):
+            piece = label == name
+            if (piece & close).any():
+                body[f] |= piece
+            elif size >= sizes.max() / 3:
+                strays[f] += 1
+    return body, strays
+
+
+def _with_white(labels: np.ndarray) -> list[np.ndarray]:
+    """Masks (F, S, S) of labels 2, 3, ...: each with the white (label 1) that is nearest to it."""
+    inks = range(2, max(int(labels.max()), 1) + 1)
+    parts = [opened(labels == k) | ((labels == k) & grow(opened(labels == k))) for k in inks]
+    free, near = labels == 1, parts
+    for _ in range(round(0.12 * labels.shape[1])):      # pixel by pixel, across the dull seam of a blurred edge too
+        near = [grow(mask) for mask in near]
+        parts = [part | (mask & free) for part, mask in zip(parts, near)]
+        free = free & ~np.any(near, 0) if near else free
+    return parts
+
+
+def _is_object(mask: np.ndarray) -> bool:
+    """A colour is an object if it fills enough of enough frames, edges of other things left out."""
+    filled = opened(mask).mean((1, 2)) >= SMALLEST
+    return int(filled.sum()) >= max(1, len(mask) // 4)
+
+
+def _nearest(pixels: np.ndarray, colours) -> np.ndarray:
+    """Index of the nearest colour (8-bit RGB distance) of each pixel."""
+    return np.stack([np.square(pixels - np.float32(c)).sum(-1) for c in colours]).argmin(0)
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != frames.shape[2] or frames.shape[3] != 3:
+        raise ValueError(f"the oracle reads uint8 (F, S, S, 3), not {frames.dtype} {frames.shape}")
+    return frames.astype(np.float32)
+
+
+# -- motion ---------------------------------------------------------------------------------------------------------
+def motion_alone(path: np.ndarray, least: float = 0.12) -> str:
+    """The word for one path (F, 2): left, right, up, down, bounce, still, or "other". least: how far counts, widths."""
+    seen = ~np.isnan(path[:, 0])
+    if seen.sum() < 2:
+        return "still" if len(path) == 1 else "other"
+    time, places = np.linspace(0, 1, len(path))[seen], path[seen]
+    net = np.polyfit(time, places, 1)[0]
+    span = np.ptp(places, 0)
+    if np.abs(net).max() >= least:
+        axis = int(np.abs(net).argmax())
+        return (("left", "right"), ("up", "down"))[axis][int(net[axis] > 0)]
+    if span[1] >= least and span[1] > 1.5 * span[0]:
+        return "bounce"
+    return "still" if span.max() < least else "other"
+
+
+def motion_together(objects: list[Seen], words: list[str]) -> tuple[str, int | None]:
+    """The motion of the whole clip, and the index of the object with the first role where there are roles."""
+    if not objects:
+        return "none", None
+    if len(objects) == 2:
+        for doer in (0, 1):
+            role = _role(objects[doer], objects[1 - doer], words[doer], words[1 - doer])
+            if role:
+                return role, doer
+    return (words[0] if len(set(words)) == 1 else "mixed"), None
+
+
+def _role(one: Seen, two: Seen, word: str, other: str) -> str | None:
+    """What `one` does to `two`: push (right behind it, same way), jump (over it), approach (until they touch)."""
+    both = one.presence & two.presence
+    if both.sum() < 3 or word not in ("left", "right"):
+        return None
+    gap = (two.path - one.path)[both] / ((one.radius + two.radius) / 2)     # in radii; contact is about 2
+    ahead = gap[:, 0] * (1 if word == "right" else -1)
+    aside = float(np.abs(np.median(gap[:, 1])))
+    if other == word and aside < 0.45 and 1.5 < np.median(ahead) < 2.4 and np.ptp(ahead) < 0.9:
+        return "push"
+    lifted = np.ptp(one.path[both][:, 1])
+    if other == "still" and ahead[0] > 0.7 and ahead[-1] < -0.7 and lifted > 0.15:
+        return "jump"
+    if other == "still" and aside < 0.7 and ahead[0] - ahead[-1] > 0.5 and 1.2 < ahead[-1] < 2.7:
+        return "approach"
+    return None
+
+
+# -- named looks ----------------------------------------------------------------------------------------------------
+def find(frames: np.ndarray, looks: list[Look], *, smallest: float = 0.11, largest: float = 0.36,
+         agrees: float = AGREES) -> list[Seen]:
+    """Where each look is in each frame of uint8 (F, S, S, 3) -> one Seen a look. A frame shows a look if the best place
+    in it agrees by at least `agrees`: both colours, arranged as the look says. smallest, largest: radius, frame widths.
+    """
+    pixels = _checked(frames)
+    inks = [ALL_COLOURS[name] for look in looks for name in (look.colour, look.second)]
+    _, tone = background_of(pixels, inks)
+    return [_find_one(pixels, tone, look, inks, smallest, largest, agrees) for look in looks]
+
+
+def _find_one(pixels, tone, look: Look, inks, smallest, largest, agrees) -> Seen:
+    count, side = pixels.shape[:2]
+    path, score, radii = np.full((count, 2), np.nan), np.zeros(count), np.zeros(count)
+    masks = np.zeros(pixels.shape[:3], bool)
+    own = [ALL_COLOURS[look.colour], *([ALL_COLOURS[look.second]] if look.texture != "plain" else [])]
+    for f, frame in enumerate(pixels):
+        best = _anywhere(frame, tone, look, smallest, largest)
+        score[f], radii[f] = best.score, best.radius / side
+        if best.score >= agrees:
+            path[f] = best.x / side, best.y / side
+            y, x = np.mgrid[0:side, 0:side] + 0.5
+            inside, _ = look.paint((x - best.x) / best.radius, (y - best.y) / best.radius)
+            masks[f] = inside & (_nearest(frame, [*own, tone, *inks]) < len(own))
+    presence = score >= agrees
+    radius = float(np.median(radii[presence])) if presence.any() else 0.0
+    return Seen(look, presence, path, masks.mean((1, 2)), score, masks, radius)
+
+
+def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float):
+    """Coarse over the whole frame (at 32 pixels), then fine about the best place."""
+    side = len(frame)
+    times = max(1, side // 32)
+    small = frame.reshape(side // times, times, side // times, times, 3).mean((1, 3))
+    rough = [round(4 * r * len(small)) for r in np.geomspace(smallest, largest, 9)]
+    best = Canvas(small, tone).search(look, rough, range(len(small)), range(len(small)), halves=(0,))
+    y, x, quarters = round(best.y * times), round(best.x * times), 4 * best.radius * times
+    box = [range(max(0, c - times), min(side, c + times + 1)) for c in (y, x)]
+    return Canvas(frame, tone).search(look, sorted({round(quarters * k) for k in (0.92, 1, 1.08)}), *box)
