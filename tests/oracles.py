@@ -122,7 +122,7 @@ def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, g
             l_s_to_m, l_m_to_s = attention_losses(kept["s"], kept["m"], *words, cross, time)         # lines 7, 8
             (g_sub,) = torch.autograd.grad(l_m_to_s, x_sub, retain_graph=True)
             (g_mot,) = torch.autograd.grad(l_s_to_m, x_mot)
-            losses.append((float(l_s_to_m), float(l_m_to_s)))
+            losses.append((float(l_s_to_m.detach()), float(l_m_to_s.detach())))
             x_sub, x_mot = x_sub.detach() - alpha_s * g_sub, x_mot.detach() - alpha_m * g_mot        # lines 9, 10
             with torch.no_grad():
                 eps_sub, eps_mot = noise("s", x_sub, t), noise("m", x_mot, t)        # line 11

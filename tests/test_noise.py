@@ -49,7 +49,8 @@ def test_an_unknown_prediction_is_refused():
     dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
     dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
     dict(timestep_spacing="trailing", steps_offset=1, set_alpha_to_one=False),
-    dict(timestep_spacing="trailing", steps_offset=0, set_alpha_to_one=True)], ids=lambda c: "-".join(map(str, c.values())))
+    dict(timestep_spacing="trailing", steps_offset=0, set_alpha_to_one=True)],
+    ids=lambda config: "-".join(map(str, config.values())))
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_ddim_steps_are_those_of_diffusers(config, predicts, eta):
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
