@@ -8,7 +8,7 @@ Units: pixels, y before x, pixel i covers i .. i + 1. Legend: S side, T taps of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -63,7 +63,7 @@ def grow(mask: np.ndarray, times: int = 1) -> np.ndarray:
     return mask
 
 
-@lru_cache(maxsize=None)
+@cache
 def template(shape: str, texture: str, quarters: int, half_y: int, half_x: int) -> Template:
     """Radius in quarter pixels; the centre lies at the lower edge of the middle tap plus half_y / 2, half_x / 2."""
     radius = quarters / 4

@@ -22,8 +22,8 @@ STRAY_TONE = 60.0       # a background farther than this from all of ours (8-bit
 
 @dataclass
 class Seen:
-    """One object through the clip. presence: bool (F,). path: (F, 2) centres x, y, NaN where absent. share: (F,) visible
-    share of the frame. score: (F,) agreement with the look. masks: bool (F, H, W). radius: frame widths."""
+    """One object through the clip. presence: bool (F,). path: (F, 2) centres x, y, NaN where absent. share: (F,) of the
+    frame that shows it. score: (F,) agreement with the look. masks: bool (F, H, W). radius: frame widths."""
 
     look: Look
     presence: np.ndarray
