@@ -256,7 +256,18 @@ def markdown(base: str = "sprites") -> str:
     return "\n".join(rows)
 
 
-if __name__ == "__main__":
+MARKS = ("<!-- options -->", "<!-- /options -->")
+
+
+def fill(text: str) -> str:
+    """A README with the table of today between its marks."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{after}"
+
+
+if __name__ == "__main__":                       # python -m stages.options README.md
     import sys
 
-    sys.stdout.write(markdown() + "\n")
+    readme = Path(sys.argv[1])
+    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")

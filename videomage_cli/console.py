@@ -28,7 +28,8 @@ def out(text: str) -> None:
 
 
 def out_json(value: object) -> None:
-    out(json.dumps(value, indent=1, ensure_ascii=False))
+    """Data as JSON; paths as text."""
+    out(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
 def say(text: str, style: str | None = None) -> None:
