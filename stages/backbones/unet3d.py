@@ -53,6 +53,8 @@ class UNet3D:
         self.final_alpha = float(scheduler.final_alpha_cumprod)      # a at the end of the schedule, before t = 0
         for module in self._modules():
             module.eval().requires_grad_(False)
+        weights = next(self._modules()[0].parameters())
+        self.device, self.dtype = weights.device, weights.dtype      # diffusers' own properties walk the whole model
         if denoiser is not None:
             self.latent_channels: int = denoiser.config.in_channels
             self.sites: list[Site] = _sites(denoiser)
@@ -92,14 +94,6 @@ class UNet3D:
 
     def _modules(self) -> list[nn.Module]:
         return [m for m in (self.denoiser, self.vae, self.text_encoder) if m is not None]
-
-    @property
-    def device(self) -> torch.device:
-        return self._modules()[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._modules()[0].dtype
 
     @property
     def _factor(self) -> int:

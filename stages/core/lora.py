@@ -7,6 +7,7 @@ A model's own weights are never written: every scope here leaves it bitwise as i
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,17 +212,19 @@ def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
 
 
 def save(lora: Lora, path: Path) -> None:
-    """Safetensors under PEFT's names; alpha, rank and the metadata in the header."""
-    header = {**lora.metadata, "alpha": repr(float(lora.alpha)), "rank": str(lora.rank)}
-    save_file({key: value.detach().cpu().contiguous() for key, value in lora.tensors.items()}, path, metadata=header)
+    """Safetensors under PEFT's names; alpha, rank and the metadata as JSON under one key of the header, because
+    safetensors writes several keys in a random order, and the same LoRA shall give the same bytes."""
+    header = json.dumps({**lora.metadata, "alpha": lora.alpha, "rank": lora.rank}, sort_keys=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in lora.tensors.items()}, path,
+              metadata={"lora": header})
 
 
 def load(path: Path) -> Lora:
     tensors, header = _read(path, "LoRA")
-    if not {"alpha", "rank"} <= set(header) or any(key.removesuffix(_B).removesuffix(_A) == key for key in tensors):
+    facts = json.loads(header.get("lora", "{}"))
+    if not {"alpha", "rank"} <= set(facts) or any(key.removesuffix(_B).removesuffix(_A) == key for key in tensors):
         raise BadInput(f"{path} is no LoRA of this project", "learn it again, or give the file that a stage wrote")
-    alpha, rank = float(header.pop("alpha")), int(header.pop("rank"))
-    return Lora(tensors, alpha, rank, header)
+    return Lora(tensors, float(facts.pop("alpha")), int(facts.pop("rank")), facts)
 
 
 def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
