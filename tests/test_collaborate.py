@@ -172,7 +172,23 @@ def test_the_base_alone_is_what_diffusers_pipeline_samples(folder, request):
     assert torch.allclose(mine, theirs, atol=1e-4)
 
 
-def test_alpha_shrinks_with_the_latent(backbone):
+def test_half_precision_networks_guide_float32_latents(base_folder, backbone):
+    """The gradient of a mean over many map elements survives a half-precision backward."""
+    from stages.backbones import load
+
+    x, lora_s, lora_m, subject, motion = setting(backbone)
+    half, shifts = load(str(base_folder), dtype="bf16", parts=("unet",)), []
+    for model in (backbone, half):
+        with branches(model.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
+            x_prev, facts = collaborative_step(
+                model, rows, x, 601, 401, subject, motion, guidance=3.0, alpha_s=4e5, alpha_m=4e6, beta_s=0.5,
+                beta_m=0.5, guided=True, **watched(model))
+        assert x_prev.dtype == torch.float32
+        shifts.append((facts["shift_s"], facts["shift_m"]))
+    assert shifts[1] == pytest.approx(shifts[0], rel=0.3)
+
+
+def test_alpha_shrinks_with_the_latent():
     assert scaled(1e4, torch.zeros(1, 4, 24, 40, 72)) == 1e4
     assert scaled(1e4, torch.zeros(3, 4, 24, 20, 36)) == 2.5e3
 

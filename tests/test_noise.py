@@ -113,7 +113,7 @@ def test_inversion_on_the_backbone(backbone64):
     """The round trip through a real network, one prompt, no guidance."""
     x0 = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vectors = backbone64.embed(["a dog"])
-    timesteps, acp = backbone64.timesteps(10).tolist(), backbone64.alphas_cumprod
+    timesteps, acp = backbone64.timesteps(8).tolist(), backbone64.alphas_cumprod
 
     def eps_fn(x, t):
         with torch.no_grad():
@@ -125,8 +125,8 @@ def test_inversion_on_the_backbone(backbone64):
             x = N.ddim_step(x, eps_fn(x, t), t, t_prev, acp, final_alpha=backbone64.final_alpha)
         return float((x - x0).norm() / x0.norm())
 
-    once, thrice = error(0), error(3)
-    assert once < 0.5 and thrice < once / 5, (once, thrice)
+    once, refined = error(0), error(2)
+    assert once < 0.5 and refined < once / 4, (once, refined)
 
 
 def test_mix_keeps_the_variance_and_its_ends():
