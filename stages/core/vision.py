@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PretrainedConfig
 from transformers.utils import logging
 
 from .errors import BadInput
@@ -64,6 +65,19 @@ class Preparation:
             pixels = pixels[:, max(top, 0):, max(left, 0):][:, :self.crop[0], :self.crop[1]]
         pixels = (pixels / 255 - np.float32(self.mean)) / np.float32(self.std)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+    def save(self, folder: Path) -> Path:
+        """Write preprocessor_config.json, as `of` and transformers' processors read it."""
+        def said(size: tuple[int, int] | int) -> dict[str, int]:
+            return {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
+
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({
+            "do_resize": True, "size": said(self.size), "resample": int(self.resample), "do_rescale": True,
+            "rescale_factor": 1 / 255, "do_center_crop": self.crop is not None, "do_normalize": True,
+            "image_mean": list(self.mean), "image_std": list(self.std),
+            **({"crop_size": said(self.crop)} if self.crop else {})}, indent=2) + "\n", encoding="utf-8")
+        return path
 
 
 def _said(folder: Path) -> Mapping:
@@ -114,7 +128,7 @@ def read_model(kinds: Mapping[str, type], folder: Path, what: str, remedy: str, 
     try:
         model, told = kinds[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True,
                                                   dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{what} in {folder} cannot be loaded ({error})", remedy) from error
     finally:
         logging.set_verbosity(level)
@@ -127,12 +141,17 @@ def read_model(kinds: Mapping[str, type], folder: Path, what: str, remedy: str, 
 
 
 class Words:
-    """The tokenizer beside a network of the CLIP family. reads: how many tokens its text encoder takes."""
+    """The tokenizer beside a network of the CLIP family. encoder: the config of its text encoder."""
 
-    def __init__(self, folder: Path, reads: int, what: str, remedy: str) -> None:
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise BadInput(f"{what} has no tokenizer in {folder}: there is no tokenizer.json or vocab.json", remedy)
-        self._tokenizer, self._reads, self._what = CLIPTokenizer.from_pretrained(folder), reads, what
+    def __init__(self, folder: Path, encoder: PretrainedConfig, what: str, remedy: str) -> None:
+        whole = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})      # without, transformers makes an empty tokenizer
+        if not any(all((folder / name).is_file() for name in names) for names in whole):
+            raise BadInput(f"{what} has no tokenizer in {folder}: there is no tokenizer.json", remedy)
+        self._tokenizer, self._what = CLIPTokenizer.from_pretrained(folder), what
+        self._reads = encoder.max_position_embeddings
+        if len(self._tokenizer) > encoder.vocab_size:
+            raise BadInput(f"the tokenizer in {folder} knows {len(self._tokenizer)} tokens, and {what} "
+                           f"{encoder.vocab_size}: they do not belong together", remedy)
 
     def __call__(self, texts: list[str], device: str) -> dict[str, Tensor]:
         """-> input_ids and attention_mask (N, L). Raises BadInput for a text that the encoder would cut off."""

@@ -25,7 +25,7 @@ class Clip:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.device = device
         self.network = read_model({"clip": CLIPModel}, folder, WHAT, REMEDY, device)
-        self.words = Words(folder, self.network.config.text_config.max_position_embeddings, WHAT, REMEDY)
+        self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)
         self.prepare = Preparation.of(folder, self.network.config.vision_config.image_size)
 
     def image_features(self, frames: np.ndarray) -> Tensor:

@@ -32,7 +32,7 @@ class ClipSeg:
         folder = Path(model or SPRITES)
         self.device, self.threshold = device, threshold
         self.network = read_model({"clipseg": CLIPSegForImageSegmentation}, folder, WHAT, REMEDY, device)
-        self.words = Words(folder, self.network.config.text_config.max_position_embeddings, WHAT, REMEDY)
+        self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)
         self.prepare = Preparation.of(folder, self.network.config.vision_config.image_size, whole=True)
         if self.prepare.crop:
             raise BadInput(f"{WHAT} in {folder} looks at the middle of a picture only (do_center_crop)", REMEDY)
