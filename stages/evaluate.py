@@ -75,8 +75,9 @@ def summary(scores: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """{video: its scores} -> the mean of each score over the videos that have it, and how many those are."""
     columns = ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")
     there = {column: [one[column] for one in scores.values() if one[column] is not None] for column in columns}
-    return {"videos": len(scores), "mean": {key: float(np.mean(found)) if found else None for key, found in there.items()},
-            "of": {key: len(found) for key, found in there.items()}, "each": dict(scores)}
+    means = {column: float(np.mean(found)) if found else None for column, found in there.items()}
+    return {"videos": len(scores), "mean": means, "of": {column: len(found) for column, found in there.items()},
+            "each": dict(scores)}
 
 
 def _features(judge: Clip | Dino, pictures: Sequence[np.ndarray]) -> Tensor:
