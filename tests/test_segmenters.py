@@ -104,14 +104,14 @@ def test_probabilities_do_not_depend_on_company(finder):
         assert np.allclose(finder.probabilities(frames[-1:], [phrase])[0], whole[n, -1:], atol=1e-5)
 
 
-def test_the_threshold(folder, finder):
+def test_the_threshold(finder, monkeypatch):
     frames, shares = pictures(2), []
     for threshold in (0.0, 0.5, 1.0):
-        found = ClipSeg(model=folder, threshold=threshold).masks(frames, ["dog", "horse"])
+        monkeypatch.setattr(finder, "threshold", threshold)
+        found = finder.masks(frames, ["dog", "horse"])
         shares.append(found["dog"].masks.mean() + found["horse"].masks.mean())
     assert shares[0] == 1.0 and shares[0] > shares[1] > shares[2] == 0.0
-    empty = ClipSeg(model=folder, threshold=1.0).masks(frames, ["dog"])["dog"]
-    assert (empty.confidence == 0).all()
+    assert (finder.masks(frames, ["dog"])["dog"].confidence == 0).all()
 
 
 def test_a_phrase_said_twice_is_one(finder):

@@ -114,9 +114,11 @@ def in_chunks(function: Callable[[Tensor], Tensor], prepare: Preparation, frames
                           for lo in range(0, len(frames), CHUNK)])
 
 
-def read_model(kinds: Mapping[str, type], folder: Path, what: str, remedy: str, device: str = "cpu") -> nn.Module:
-    """The network in a folder, frozen, float32. kinds: {model_type of its config.json: class}. what, remedy: how errors
-    call it and what to do. Raises BadInput where it is missing, of another kind, damaged, or lacks weights."""
+def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: str,
+               device: str = "cpu") -> nn.Module:
+    """The network in a folder, frozen, float32. kinds: {model_type of its config.json: its from_pretrained}. what,
+    remedy: how errors call it and what to do. Raises BadInput where it is missing, of another kind, damaged, or lacks
+    weights."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{what} is not in {folder}: there is no config.json", remedy)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -126,8 +128,8 @@ def read_model(kinds: Mapping[str, type], folder: Path, what: str, remedy: str, 
     logging.disable_progress_bar()
     logging.set_verbosity_error()                       # what it would warn of is refused below
     try:
-        model, told = kinds[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True,
-                                                  dtype=torch.float32, output_loading_info=True)
+        model, told = kinds[kind](folder, use_safetensors=True, local_files_only=True, dtype=torch.float32,
+                                      output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{what} in {folder} cannot be loaded ({error})", remedy) from error
     finally:

@@ -24,7 +24,7 @@ class Clip:
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.device = device
-        self.network = read_model({"clip": CLIPModel}, folder, WHAT, REMEDY, device)
+        self.network = read_model({"clip": CLIPModel.from_pretrained}, folder, WHAT, REMEDY, device)
         self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)
         self.prepare = Preparation.of(folder, self.network.config.vision_config.image_size)
 

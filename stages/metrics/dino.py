@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from transformers import Dinov2Model, ViTModel
 from ..core.vision import Preparation, in_chunks, read_model
 from .features import folder_of, likeness, unit
 
+KINDS = {"dinov2": Dinov2Model.from_pretrained,
+         "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False)}       # DINO has no pooling layer
 WHAT, REMEDY = "the DINO model", "Give a folder with a ViTModel (DINO ViT-S/16) or a Dinov2Model: --dino FOLDER"
 
 
@@ -19,7 +22,7 @@ class Dino:
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.device = device
-        self.network = read_model({"dinov2": Dinov2Model, "vit": ViTModel}, folder, WHAT, REMEDY, device)
+        self.network = read_model(KINDS, folder, WHAT, REMEDY, device)
         self.prepare = Preparation.of(folder, self.network.config.image_size)
 
     def image_features(self, frames: np.ndarray) -> Tensor:

@@ -31,7 +31,8 @@ class ClipSeg:
                  threshold: float = 0.5) -> None:
         folder = Path(model or SPRITES)
         self.device, self.threshold = device, threshold
-        self.network = read_model({"clipseg": CLIPSegForImageSegmentation}, folder, WHAT, REMEDY, device)
+        self.network = read_model({"clipseg": CLIPSegForImageSegmentation.from_pretrained}, folder, WHAT, REMEDY,
+                                  device)
         self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)
         self.prepare = Preparation.of(folder, self.network.config.vision_config.image_size, whole=True)
         if self.prepare.crop:
