@@ -139,7 +139,8 @@ def test_fuse_takes_its_subjects_in_every_form(project, typed):
     (["segment", "ridding"], 2, "Did you mean 'riding'"), (["invert"], 4, "Run: videomage segment riding"),
     (["invert", "walking"], 3, "There is: riding"), (["learn-subject", "cat"], 2, "--class WORD"),
     (["learn-subject", "--class", "cat"], 2, "type the name"), (["eval"], 4, "videomage sample"),
-    (["sample", "--prompt", "<cat> is riding"], 3, "no subject 'cat'"), (["fuse", "--subjects", "../x", "toy"], 8, "leave")])
+    (["sample", "--prompt", "<cat> is riding"], 3, "no subject 'cat'"),
+    (["fuse", "--subjects", "../x", "toy"], 8, "leave")])
 def test_refusals(project, args, code, sentence):
     out, err = run(project, *args, code=code)
     assert sentence.lower() in err.lower() and "Traceback" not in err and not out
@@ -188,9 +189,9 @@ def test_stages_by_hand(project):
 
 
 def test_sigterm_finishes_the_step_saves_it_and_exits_75(project):
-    command = [sys.executable, "-m", "videomage_cli.app", "learn-subject", "toy", "-p", str(project), "--steps", "99999"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    command = [sys.executable, "-m", "videomage_cli.app", "learn-subject", "toy", "-p", str(project)]
+    how = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen([*command, "--steps", "99999"], **how) as process:
         for line in process.stderr:
             if re.search(r"learn-subject: \d+ of 99999", line):
                 break

@@ -22,8 +22,8 @@ def wheel(tmp_path_factory) -> Path:
     for path in tracked():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes((ROOT / path).read_bytes())
-    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
-                          capture_output=True, text=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = out.glob("*.whl")
     return built
@@ -55,15 +55,17 @@ def test_it_holds_exactly_the_two_packages(wheel):
 
 def test_it_holds_the_weights(wheel):
     """Of all four models, every file, and no more than 40 MB of them."""
-    shipped = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in WEIGHTS.rglob("*") if path.suffix in KEPT}
-    assert {name.split("/")[3] for name in shipped if name.endswith(".safetensors")} >= {"base", "clip", "dino", "clipseg"}
+    shipped = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in WEIGHTS.rglob("*")
+               if path.suffix in KEPT}
+    models = {name.split("/")[3] for name in shipped if name.endswith(".safetensors")}
+    assert models >= {"base", "clip", "dino", "clipseg"}
     assert {name for name in contents(wheel) if "/weights/" in name} == set(shipped)
     assert sum(size for name, size in shipped.items() if name.endswith(".safetensors")) <= 40e6
 
 
 def test_it_runs_from_its_own_folder(wheel, tmp_path):
-    """Installed beside the dependencies of this environment, with no clone on the path: the command starts, a project can
-    be made, and both packages are the wheel's own."""
+    """Unpacked beside this environment's dependencies, with no clone on the path: the command starts, a project can be
+    made, the weights are found, and both packages are the wheel's own."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = f"""
