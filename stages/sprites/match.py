@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 
 from .looks import ALL_COLOURS, ALL_SHAPES, ALL_TEXTURES, Look
 
@@ -81,43 +81,46 @@ class Canvas:
     """One frame (S, S, 3), prepared: its departure from `tone`; `ignored` pixels (bool) count nowhere."""
 
     def __init__(self, frame: np.ndarray, tone: np.ndarray, ignored: np.ndarray | None = None) -> None:
-        self.tone = np.float32(tone)
-        self.valid = np.ones(frame.shape[:2], np.float32) if ignored is None else (~ignored).astype(np.float32)
-        self.departure = (np.float32(frame) - self.tone) * self.valid[..., None]
+        self.tone, self.margin = np.float32(tone), len(frame)
+        valid = np.ones(frame.shape[:2], np.float32) if ignored is None else (~ignored).astype(np.float32)
+        departure = (np.float32(frame) - self.tone) * valid[..., None]
+        self.valid = np.pad(valid, self.margin)
+        self.departure = np.pad(departure, ((self.margin,) * 2, (self.margin,) * 2, (0, 0)))
         self.energy = np.square(self.departure).sum(-1)
 
     def search(self, look: Look, radii: list[int], rows: range, columns: range, halves=(0, 1)) -> Match:
         """The best place of the look: radii in quarter pixels; rows, columns: pixels in which the centre may lie."""
-        first, second = (np.float32(ALL_COLOURS[name]) - self.tone for name in (look.colour, look.second))
-        planes = (self.departure @ first, self.departure @ second, self.energy, self.valid)
+        inks = tuple(np.float32(ALL_COLOURS[name]) - self.tone for name in (look.colour, look.second))
+        shades = [self.departure @ ink for ink in inks]
         best = Match(-1.0, 0.0, 0.0, 1.0)
         for quarters in radii:
             for half_y in halves:
                 for half_x in halves:
                     one = template(look.shape, look.texture, quarters, half_y, half_x)
-                    scores = _cosines(planes, one, (first @ first, second @ second, first @ second), rows, columns)
+                    scores = self._cosines(one, shades, inks, rows, columns)
                     k = int(scores.argmax())
                     if scores.flat[k] > best.score:
                         y, x = rows[k // len(columns)] + half_y / 2, columns[k % len(columns)] + half_x / 2
                         best = Match(float(scores.flat[k]), y, x, quarters / 4)
         return best
 
+    def _cosines(self, one: Template, shades, inks, rows: range, columns: range) -> np.ndarray:
+        """Agreement at every centre (rows x columns); shades: products of the departure with both inks."""
+        top, left = rows.start + self.margin - one.reach, columns.start + self.margin - one.reach
+        taps = len(one.cover)
 
-def _cosines(planes, one: Template, dots, rows: range, columns: range) -> np.ndarray:
-    """Agreement at every centre (rows x columns); planes (S, S): products of the departure with both inks, its square,
-    validity. dots: |first|^2, |second|^2, first . second."""
-    reach, taps = one.reach, len(one.cover)
-    a, b, energy, valid = (np.pad(p, reach)[rows.start:rows.stop + taps - 1, columns.start:columns.stop + taps - 1]
-                           for p in planes)
+        def against(plane, weights):
+            plane = plane[top:, left:]
+            windows = as_strided(plane, (len(rows), len(columns), taps, taps), plane.strides * 2, writeable=False)
+            return windows.reshape(-1, taps * taps) @ weights.ravel()
 
-    def against(plane, weights):
-        return np.tensordot(sliding_window_view(plane, (taps, taps)), weights, 2)
-
-    inner = against(a, one.cover * one.window) + against(b, one.second * one.window)
-    expected = one.cover**2 * dots[0] + one.second**2 * dots[1] + 2 * one.cover * one.second * dots[2]
-    drawn, there = against(valid, expected * one.window), against(energy, one.window)
-    seen = drawn > 0.25 * (expected * one.window).sum()        # of a look mostly ignored or outside nothing can be said
-    return np.where(seen, inner / np.sqrt(np.maximum(drawn * there, 1e-6)), -1.0)
+        (first, second), cover, two = inks, one.cover * one.window, one.second * one.window
+        inner = against(shades[0], cover) + against(shades[1], two)
+        expected = cover**2 * (first @ first) + two**2 * (second @ second) + 2 * cover * two * (first @ second)
+        drawn, there = against(self.valid, expected), against(self.energy, one.window)
+        seen = drawn > 0.25 * expected.sum()            # of a look mostly ignored or outside nothing can be said
+        scores = np.where(seen, inner / np.sqrt(np.maximum(drawn * there, 1e-6)), -1.0)
+        return scores.reshape(len(rows), len(columns))
 
 
 def components(masks: np.ndarray) -> np.ndarray:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .looks import ALL_COLOURS, BACKGROUNDS, WHITE, Look, Vocabulary
-from .match import Canvas, components, grow, opened
+from .match import Canvas, Match, components, grow, opened
 
 SMALLEST = 0.008        # share of the frame that a colour must fill, thin edges left out, to be an object
 VISIBLE = 0.25          # share of its own area that an object must show to be present in a frame
 AGREES = 0.72           # agreement above which a frame shows a look (find): see the table in tests/test_oracle.py
-JUDGED = 4              # frames on which shape and texture are judged
+JUDGED = 3              # frames on which shape and texture are judged
 STRAY_TONE = 60.0       # a background farther than this from all of ours (8-bit RGB distance) has no name
 
 
@@ -101,12 +101,8 @@ def _examine(pixels, tone, part, others, colour: str, vocabulary: Vocabulary) ->
     radius = np.sqrt(np.sort(areas)[-max(1, frames // 4):].mean() / np.pi)
     hidden = (grow(body) & others).sum((1, 2))
     canvases = [Canvas(pixel, tone, ignored) for pixel, ignored in zip(pixels, grow(others) & ~body)]
-    looks = [Look(shape, colour, texture) for shape in vocabulary.shapes for texture in vocabulary.textures]
     judged = np.argsort(hidden - areas, kind="stable")[:JUDGED]
-    sizes = [round(4 * radius * k) for k in (0.9, 1.0, 1.1, 1.22)]
-    matches = {look: [_near(canvases[f], look, sizes, body[f]) for f in judged] for look in looks}
-    look = max(looks, key=lambda one: sum(m.score for m in matches[one]))
-    radius = float(np.median([m.radius for m in matches[look]]))
+    look, radius = _identify([canvases[f] for f in judged], body[judged], radius, colour, vocabulary)
     presence = areas >= max(VISIBLE * np.pi * radius**2, SMALLEST * side**2 / 2)
     path, score = np.full((frames, 2), np.nan), np.zeros(frames)
     for f in np.flatnonzero(presence):
@@ -115,7 +111,22 @@ def _examine(pixels, tone, part, others, colour: str, vocabulary: Vocabulary) ->
     return Seen(look, presence, path, areas / side**2, score, body, radius / side), strays
 
 
-def _near(canvas: Canvas, look: Look, sizes: list[int], body: np.ndarray, hidden: bool = False):
+def _identify(canvases: list[Canvas], bodies: np.ndarray, radius: float, colour: str, vocabulary: Vocabulary):
+    """-> (look, radius in pixels): the shape and texture that agree best, by a coarse round over all of them and a fine
+    one over the best three."""
+    looks = [Look(shape, colour, texture) for shape in vocabulary.shapes for texture in vocabulary.textures]
+    coarse = [round(4 * radius), round(4.5 * radius)]
+    rough = {look: sum(_near(canvas, look, coarse, body, halves=(0,)).score for canvas, body in zip(canvases, bodies))
+             for look in looks}
+    sizes = [round(4 * radius * k) for k in (0.9, 1.0, 1.1, 1.22)]
+    matches = {look: [_near(canvas, look, sizes, body) for canvas, body in zip(canvases, bodies)]
+               for look in sorted(looks, key=rough.get)[-3:]}
+    best = max(matches, key=lambda look: sum(match.score for match in matches[look]))
+    return best, float(np.median([match.radius for match in matches[best]]))
+
+
+def _near(canvas: Canvas, look: Look, sizes: list[int], body: np.ndarray, hidden: bool = False,
+          halves=(0, 1)) -> Match:
     """The best match about the middle of what is visible (of an object partly hidden, within its whole box)."""
     ys, xs = np.nonzero(body)
     side = len(body)
@@ -125,27 +136,20 @@ def _near(canvas: Canvas, look: Look, sizes: list[int], body: np.ndarray, hidden
     y, x = int(ys.mean() + 0.5), int(xs.mean() + 0.5)
     rows = range(max(0, y - reach), min(side, y + reach + 1))
     columns = range(max(0, x - reach), min(side, x + reach + 1))
-    return canvas.search(look, sizes, rows, columns)
+    return canvas.search(look, sizes, rows, columns, halves)
 
 
 def _body(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The main body of a colour in each frame, pieces close to the largest counted in, and the number of other
-    pieces of at least a third of its size."""
-    labels = components(part)
+    """The main body of a colour in each frame, and the number of strays: other bodies of at least a third of its size.
+    Pieces less than about 0.8 radii apart are one body: between them lies a white stripe that snow hides."""
+    radius = np.sqrt(part.sum((1, 2)).max() / np.pi)
+    labels = components(grow(part, max(1, round(0.4 * radius)))) * part
     body, strays = np.zeros_like(part), np.zeros(len(part), int)
     for f, label in enumerate(labels):
         names, sizes = np.unique(label[label > 0], return_counts=True)
-        if len(names) == 0:
-            continue
-        main = label == names[sizes.argmax()]
-        reach = max(2, round(0.75 * np.sqrt(sizes.sum() / np.pi)))     # a white stripe is 0.56 radii wide
-        close = grow(main, reach)
-        for name, size in zip(names, sizes):
-            piece = label == name
-            if (piece & close).any():
-                body[f] |= piece
-            elif size >= sizes.max() / 3:
-                strays[f] += 1
+        if len(names):
+            body[f] = label == names[sizes.argmax()]
+            strays[f] = (sizes >= sizes.max() / 3).sum() - 1
     return body, strays
 
 
@@ -255,7 +259,7 @@ def _find_one(pixels, tone, look: Look, inks, smallest, largest, agrees) -> Seen
     return Seen(look, presence, path, masks.mean((1, 2)), score, masks, radius)
 
 
-def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float):
+def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float) -> Match:
     """Coarse over the whole frame (at 32 pixels), then fine about the best place."""
     side = len(frame)
     times = max(1, side // 32)

@@ -7,6 +7,7 @@ from other seeds, and on the held-out subjects, by judge_quality.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ WIDTHS = {"small": (96, 4), "full": (160, 5)}            # width and layers of e
 CELLS = 8                                                # a picture is CELLS x CELLS patches
 IDENTITIES, VIEWS, EXAMPLES = 4000, 6, 16000             # rendered for dino and for clipseg
 FRESH = 3_000_000                                        # seeds of the measurements: far from those of training
+# pictures are reduced by exact means (Pillow's box filter) and brought to -1..1, as to_tensor does
+PREPARATION = dict(do_resize=True, resample=4, do_center_crop=False, do_rescale=True, rescale_factor=1 / 255,
+                   do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 STEPS = {"clip": 1200, "dino": 1000, "clipseg": 2500}
 
 
@@ -57,8 +61,13 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         type(self.model).from_pretrained(folder).half().save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(PREPARATION | dict(size=self._side()), indent=2))
         if self.tokenizer:
             self.tokenizer.save_pretrained(folder)
+
+    def _side(self) -> dict[str, int]:
+        config = getattr(self.model.config, "vision_config", self.model.config)
+        return dict(height=config.image_size, width=config.image_size)
 
     @classmethod
     def load(cls, kind: type, folder: Path) -> Judge:
@@ -76,10 +85,6 @@ def towers(size: Size, tokenizer: CLIPTokenizer) -> dict:
                 pad_token_id=tokenizer.pad_token_id, projection_dim=width)
     vision = dict(tower, image_size=size.pixels, patch_size=size.pixels // CELLS, projection_dim=width)
     return dict(text_config=text, vision_config=vision, projection_dim=width)
-
-
-def new_clip(size: Size, tokenizer: CLIPTokenizer) -> CLIPModel:
-    return CLIPModel(CLIPConfig(**towers(size, tokenizer)))
 
 
 def new_clipseg(size: Size, tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
@@ -127,7 +132,7 @@ def train_clip(size: Size, folder: Path, *, seed: int, steps: int, workers: int,
     """Symmetric contrastive loss between frames of clips, photos and their captions (Radford et al., 2021)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(size.vocabulary)
-    model = new_clip(size, tokenizer).to(device)
+    model = CLIPModel(CLIPConfig(**towers(size, tokenizer))).to(device)
     clips = corpus(folder, "clips", size.name, size.frames, size.corpus_clips, seed=1, workers=workers)
     shots = corpus(folder, "photos", size.name, 1, size.corpus_photos, seed=2, workers=workers)
 
