@@ -36,6 +36,7 @@ lint: $(READY)       ## ruff
 
 sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores; SIZE=full: minutes of a GPU)
 	$(BIN)/python -m stages.sprites.train --size $(SIZE)
+	$(BIN)/python -m stages.sprites.train_judges --size $(SIZE)
 
 sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
 	$(BIN)/python -m stages.sprites.quality
