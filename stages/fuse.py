@@ -27,7 +27,7 @@ from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.attention import run_until, watch, word_maps
 from .core.cutmix import Cut, cutmix
-from .core.denoise import draw, encode, gaussian, noised, pick, seed_of, sites_of
+from .core.denoise import draw, encode, gaussian, go_on, noised, pick, seed_of, sites_of
 from .core.errors import BadInput, UsageError
 from .core.lora import Lora, applied, branches, load_tokens, mean, save, training
 from .core.lora import load as load_lora
@@ -159,6 +159,7 @@ def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: F
     videos = []
     with applied(backbone.denoiser, lora):
         for v in range(options.videos):
+            go_on()
             x_T = gaussian(backbone, backbone.frames, seed_of(seed, name, v))
             videos.append(draw(backbone, subject_prompt(name), x_T, tokens={placeholder(name): token},
                                steps=options.video_steps, guidance=options.guidance))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,14 +23,14 @@ from . import STAGES
 from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.denoise import Previews, denoising_loss, draw, encode, gaussian, pick
+from .core.denoise import Previews, denoising_loss, draw, encode, gaussian, go_on, pick
 from .core.errors import BadInput
 from .core.lora import Lora, save, save_tokens, training
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.train import fit
 from .core.video import ANIMATIONS, natural, read_clip, read_images
-from .core.workspace import Artifact, Workspace
+from .core.workspace import Artifact, Workspace, keep
 from .options import LearnSubjectOptions
 from .presets import auxiliary_prompts
 from .prompts import placeholder, subject_prompt
@@ -75,9 +74,7 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
         save_tokens({placeholder(subject): token}, out / "token.safetensors")
         save(lora, out / "lora.safetensors")
         contact_sheet([("photos", photos_NHWC), *previews.rows()], out / "learn-subject-preview.png")
-        (out / "images").mkdir()
-        for path in plan.inputs["images"]:
-            shutil.copyfile(path, out / "images" / path.name)
+        keep(plan.inputs["images"], out / "images")
     return plan.artifact()
 
 
@@ -150,6 +147,7 @@ def drawn(project: Workspace, backbone: Backbone, options: LearnSubjectOptions, 
             report(note=f"no auxiliary set is named: {len(prompts)} clips are drawn from the base itself and kept")
             latents = []
             for k, prompt in enumerate(prompts):
+                go_on()
                 latents.append(draw(backbone, prompt, gaussian(backbone, backbone.frames, k), steps=options.video_steps,
                                     guidance=options.guidance))
                 report(step=k + 1, of=len(prompts), drawing=prompt)

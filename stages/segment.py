@@ -16,7 +16,7 @@ from .core.errors import BadInput, UsageError
 from .core.report import Report, silent
 from .core.sheets import contact_sheet, overlay
 from .core.video import read_clip, read_images, write_masks, write_video
-from .core.workspace import Artifact, Workspace
+from .core.workspace import Artifact, Workspace, keep
 from .options import SegmentOptions
 from .prompts import slug
 
@@ -70,9 +70,7 @@ def _keep(inputs: Mapping[str, Path | tuple[Path, ...]], out: Path) -> np.ndarra
         else:
             write_video(out / "clip.mp4", frames)
         return frames
-    for path in inputs["images"]:
-        (out / "images").mkdir(exist_ok=True)
-        shutil.copyfile(path, out / "images" / path.name)
+    keep(inputs["images"], out / "images")
     size = read_images(inputs["images"][:1]).shape[1:3]
     return read_images(inputs["images"], size)
 

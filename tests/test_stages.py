@@ -16,13 +16,14 @@ from stages.core import report as reports
 from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
 from stages.core.lora import load as load_lora
 from stages.core.lora import load_tokens, mean
-from stages.core.video import read_clip, write_images, write_masks, write_video
+from stages.core.video import read_clip, read_masks, write_images, write_masks, write_video
 from stages.core.workspace import Workspace
 from stages.fuse import fuse
 from stages.invert import crop, invert, invert_clip
-from stages.learn_motion import learn_motion
+from stages.learn_motion import learn_motion, prompts_of
 from stages.learn_subject import learn_subject
-from stages.options import InvertOptions, resolve
+from stages.options import InvertOptions, LearnMotionOptions, resolve
+from stages.prompts import motion_prompt
 from stages.sample import sample
 from stages.segment import segment
 
@@ -266,6 +267,35 @@ def test_auxiliary_clips_of_a_folder_need_their_captions(tmp_path, base_folder):
         learn_subject(project, "toy", options)
     (folder / "one.txt").write_text("a red dog")
     assert learn_subject(project, "toy", options).made
+
+
+def test_photos_are_segmented_and_kept(tmp_path, base_folder):
+    project = make_project(tmp_path, base_folder, ("toy",))
+    masks = np.zeros((2, 32, 32), bool)
+    masks[:, 4:20, 4:20] = True
+    write_masks(tmp_path / "own" / "teddy bear", masks)
+    options = replace(resolve("segment", project.settings), masks=tmp_path / "own")
+    artefact = segment(project, "subjects/toy", options)
+    kept = artefact.folder
+    assert len(list((kept / "images").iterdir())) == 2 and (read_masks(kept / "masks/teddy-bear") == masks).all()
+    assert artefact.manifest["facts"]["shares of the frames"] == {"teddy bear": [0.25, 0.25]}
+
+
+def test_an_actor_that_is_nowhere_is_refused(tmp_path, base_folder):
+    project = make_project(tmp_path, base_folder, ("toy",))
+    write_masks(tmp_path / "drawn" / "horse", np.zeros((6, 32, 32), bool))
+    with pytest.raises(BadInput, match="'horse' was found in none of 6 pictures"):
+        segment(project)
+    assert not (tmp_path / "motions/riding/segment.json").exists()
+
+
+def test_c_m_names_the_actors_by_tokens_or_by_words():
+    sentence, tokens = motion_prompt("a [cat] chases a [dog]"), {"<cat>": None, "<dog>": None}
+    assert prompts_of(sentence, LearnMotionOptions(), tokens) == (
+        "a <cat> chases a <dog>", "A static video of <cat> and <dog>.")
+    assert prompts_of(sentence, LearnMotionOptions(actors="words"), tokens)[0] == "a cat chases a dog"
+    with pytest.raises(UsageError, match="tokens or words"):
+        prompts_of(sentence, LearnMotionOptions(actors="names"), tokens)
 
 
 # -- what cannot be done ----------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from torch import Tensor
 from . import losses
 from .attention import Site, choose
 from .collaborate import Branch, sample_loop
-from .errors import UsageError
+from .errors import Interrupted, UsageError
 from .noise import add_noise, target
+from .report import asked_to_stop
 from .train import generator_at
 from .video import read_clip, write_frames
 
@@ -91,6 +92,12 @@ def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, T
     alone = Branch(vectors[:1], vectors[1:])
     return sample_loop(backbone, lambda names: None, x_T, alone, None, steps=steps, guidance=guidance, tau=0,
                        alpha_s=0.0, alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+
+
+def go_on() -> None:
+    """Between two samples of a stage that draws several: raises Interrupted if this process was asked to stop."""
+    if asked_to_stop():
+        raise Interrupted("stopped while drawing videos", "run the same command again to go on")
 
 
 class Previews:

@@ -12,12 +12,14 @@ from .video import enlarge
 INKS = ((255, 64, 160), (0, 224, 255), (255, 232, 0), (120, 255, 80), (255, 140, 0), (190, 120, 255))
 PAPER, INK, TEXT, GAP = (250, 250, 250), (24, 24, 24), 14, 4       # colours of the sheet; pixels
 LINE = TEXT + 6
+LEAST = 96                                                          # pixels, of a frame on a sheet
 
 
-def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path | str, scale: int = 2) -> Path:
-    """Labelled rows of frames [(label, uint8 (F, H, W, 3))], each frame enlarged `scale` times, written as one PNG.
-    Rows may differ in length and size."""
-    pictures = [(label, enlarge(np.asarray(frames), scale)) for label, frames in rows]
+def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path | str, scale: int | None = None) -> Path:
+    """Labelled rows of frames [(label, uint8 (F, H, W, 3))], each frame enlarged `scale` times (None: so that its short
+    side has at least LEAST pixels), written as one PNG. Rows may differ in length and size."""
+    pictures = [(label, enlarge(np.asarray(frames), scale or -(-LEAST // min(np.shape(frames)[1:3]))))
+                for label, frames in rows]
     wide = max((sum(f.shape[1] + GAP for f in frames) for _, frames in pictures), default=0)
     font = ImageFont.load_default(TEXT)
     wide = max([wide, *(int(font.getlength(label)) + GAP for label, _ in pictures)]) + GAP

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -227,6 +228,15 @@ class Workspace:
             known = digest.hexdigest()
             self._hashed[path] = (facts.st_size, facts.st_mtime_ns, known)
         return known
+
+
+def keep(paths: Iterable[Path], folder: Path) -> None:
+    """Copy files into a new folder under their own names, numbered where two are called the same."""
+    folder.mkdir(parents=True)
+    paths = list(paths)
+    alike = len({path.name for path in paths}) < len(paths)
+    for number, path in enumerate(paths):
+        shutil.copyfile(path, folder / (f"{number:04d}-{path.name}" if alike else path.name))
 
 
 def fused_name(subjects: Iterable[str]) -> str:

@@ -1,0 +1,201 @@
+"""What the stages minimise, step by step, against slow float64 versions: LoRAs merged into copies of the model, every
+forward on its own, attention written out. The second step counts most: there the LoRA is no longer zero."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from oracles import assert_same_state, merged, random_lora, state_of, written_out
+
+from stages.core.attention import choose
+from stages.core.train import generator_at
+from stages.fuse import Pair, Teacher, fuse_loras
+from stages.invert import Crop, learn_tokens
+from stages.learn_motion import learn_motion_tensors
+from stages.learn_subject import learn_subject_tensors
+from stages.options import FuseOptions, InvertOptions, LearnMotionOptions, LearnSubjectOptions
+from stages.prompts import token_span
+
+FEW = {"rank": 2, "alpha": 2.0, "rate": 1e-2}
+SEED = 5
+
+
+def latents(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def losses_of(run):
+    """Run with a report that keeps the rows of the curve."""
+    rows = []
+    result = run(lambda **facts: rows.append(facts) if "loss" in facts else None)
+    return rows, result
+
+
+def at_noise(backbone, x0, generator):
+    """(x_t, t, target) with the draws of the loop, by the formulas of Ho et al. and Salimans & Ho."""
+    t = torch.randint(1000, (len(x0),), generator=generator)
+    noise = torch.randn(x0.shape, generator=generator).double()
+    rows = []
+    for x, step, e in zip(x0, t.tolist(), noise):
+        a = float(backbone.alphas_cumprod[step])
+        x_t = a**0.5 * x + (1 - a) ** 0.5 * e
+        rows.append((x_t, e if backbone.predicts == "epsilon" else a**0.5 * e - (1 - a) ** 0.5 * x))
+    return torch.stack([x for x, _ in rows]), t, torch.stack([y for _, y in rows])
+
+
+def predict(model, x, t, vectors):
+    """One row at a time."""
+    with torch.no_grad():
+        return torch.cat([model(x[n:n + 1], t[n:n + 1], vectors).sample for n in range(len(x))])
+
+
+def mean_square(a, b):
+    return float(((a - b) ** 2).sum() / a.numel())
+
+
+@pytest.fixture(params=["backbone64", "epsilon64"])
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_learn_subject_minimises_l_sub_plus_lambda1_l_reg(base):
+    photos, clips = latents(3, 4, 1, 8, 8), [("a red dog", latents(1, 4, 4, 8, 8, seed=1))]
+    options = LearnSubjectOptions(steps=2, batch=2, lambda1=0.25, token_rate=1e-2, **FEW)
+    before = state_of(base.denoiser)
+
+    def run(report, steps):
+        return learn_subject_tensors(base, photos, "toy", "teddy bear", clips, replace(options, steps=steps), seed=SEED,
+                                     report=report)
+
+    rows, _ = losses_of(lambda report: run(report, 2))
+    token, lora = run(lambda **facts: None, 1)                      # what the second step sees
+    assert_same_state(before, state_of(base.denoiser))
+    start = base.word_embedding("teddy bear").float().mean(0, keepdim=True)
+    assert (token - start).abs().max() > 1e-4
+    for step, (at, own) in enumerate(((start, None), (token, lora))):
+        model, generator = merged(base.denoiser, own), generator_at(SEED, step)
+        chosen = photos[torch.randint(3, (2,), generator=generator)]
+        x, t, target = at_noise(base, chosen, generator)
+        l_sub = mean_square(predict(model, x, t, base.embed(["A <toy>"], {"<toy>": at})), target)
+        torch.randint(1, (1,), generator=generator)
+        x, t, target = at_noise(base, clips[0][1], generator)
+        l_reg = mean_square(predict(model, x, t, base.embed(["a red dog"])), target)
+        got = rows[step]
+        assert (got["L_sub"], got["L_reg"]) == pytest.approx((l_sub, l_reg), rel=1e-10)
+        assert got["loss"] == pytest.approx(l_sub + 0.25 * l_reg, rel=1e-10)
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5])
+def test_learn_motion_minimises_l_mot(base, w):
+    clip = latents(1, 4, 4, 8, 8)
+    c_m, c_ap = (base.embed([text]) for text in ("a person is riding a horse", "A static video of a horse"))
+    options = LearnMotionOptions(steps=2, w=w, **FEW)
+    rows, _ = losses_of(lambda report: learn_motion_tensors(base, clip, c_m, c_ap, options, seed=SEED, report=report))
+    lora = learn_motion_tensors(base, clip, c_m, c_ap, replace(options, steps=1), seed=SEED)
+    for step, own in enumerate((None, lora)):
+        x, t, target = at_noise(base, clip, generator_at(SEED, step))
+        apfree = (1 + w) * target - w * predict(base.denoiser, x, t, c_ap)               # the frozen base
+        want = mean_square(predict(merged(base.denoiser, own), x, t, c_m), apfree)
+        assert rows[step]["loss"] == pytest.approx(want, rel=1e-10)
+
+
+def fusion_of(base, count):
+    """Teachers with random LoRAs and a pair of compositions of the first two."""
+    targets = base.targets("subject")
+    teachers, names = [], ("toy", "dog", "horse")[:count]
+    for n, name in enumerate(names):
+        token = base.word_embedding(name).mean(0, keepdim=True)
+        teachers.append(Teacher(name, token, random_lora(base.denoiser, targets, rank=2, seed=n),
+                                base.embed([f"A <{name}>"], {f"<{name}>": token}), latents(2, 4, 4, 8, 8, seed=n)))
+    tokens = {f"<{t.name}>": t.token for t in teachers}
+    prompt = "A <toy> and a <dog>"
+    places = base.positions(prompt, tokens)
+    masks = torch.zeros(1, 2, 4, 32, 32, dtype=torch.bool)
+    masks[:, 0, :, 3:20, 2:13], masks[:, 1, :, 10:30, 13:31] = True, True
+    return teachers, Pair(latents(1, 4, 4, 8, 8, seed=9), masks, base.embed([prompt], tokens),
+                          (token_span(places, range(1, 2)), token_span(places, range(4, 5))))
+
+
+def slow_l_attn(base, model, pair, generator, sites):
+    kept = written_out(model)
+    torch.randint(1, (1,), generator=generator)
+    x, t, _ = at_noise(base, pair.latents, generator)
+    predict(model, x, t, pair.vectors)
+    total = 0.0
+    for n, words in enumerate(pair.words):
+        per_site = []
+        for site in sites:
+            word = sum(kept[site.name].kept[0][..., at] for at in words).mean(1)                # heads, (F, cells)
+            side = round(word.shape[1] ** 0.5)
+            cells = pair.masks[0, n].double().reshape(4, side, 32 // side, side, 32 // side).mean((2, 4))
+            per_site.append(mean_square(word.reshape(4, side, side), cells))
+        total += sum(per_site) / len(per_site)
+    return total / 2
+
+
+@pytest.mark.parametrize("count, layers", [(2, "all"), (3, "mid")])
+def test_fuse_minimises_l_fusion_plus_lambda2_l_attn(base, count, layers):
+    teachers, pair = fusion_of(base, count)
+    options = FuseOptions(steps=2, lambda2=0.6, layers=layers, rate=1e-2)
+    before = state_of(base.denoiser)
+
+    def run(report, steps):
+        return fuse_loras(base, teachers, [pair], replace(options, steps=steps), seed=SEED, report=report)
+
+    rows, _ = losses_of(lambda report: run(report, 2))
+    second = run(lambda **facts: None, 1)
+    assert_same_state(before, state_of(base.denoiser))
+    average = merged(base.denoiser, None)                                        # W + 1/N sum_n B_n A_n, one by one
+    for t in teachers:
+        for key, b in t.lora.tensors.items():
+            if key.endswith(".lora_B.weight"):
+                layer, a = average.get_submodule(key.removesuffix(".lora_B.weight")), key.replace("lora_B", "lora_A")
+                layer.weight.data += t.lora.scaling * (b @ t.lora.tensors[a]) / count
+    sites = choose(base.sites, layers, kind="cross", axis="space")
+    for step, model in enumerate((average, merged(base.denoiser, second))):
+        generator = generator_at(SEED, step)
+        chosen = torch.cat([t.latents[torch.randint(2, (1,), generator=generator)] for t in teachers])
+        x, times, _ = at_noise(base, chosen, generator)
+        l_fusion = sum(mean_square(predict(model, x[n:n + 1], times[n:n + 1], t.vectors),
+                                   predict(merged(base.denoiser, t.lora), x[n:n + 1], times[n:n + 1], t.vectors))
+                       for n, t in enumerate(teachers)) / count
+        l_attn = slow_l_attn(base, model, pair, generator, sites)
+        got = rows[step]
+        assert (got["L_fusion"], got["L_attn"]) == pytest.approx((l_fusion, l_attn), rel=1e-9)
+        assert got["loss"] == pytest.approx(l_fusion + 0.6 * l_attn, rel=1e-9)
+
+
+def test_the_pair_changes_from_step_to_step(backbone):
+    teachers, pair = fusion_of(backbone, 3)
+    teachers = [replace(t, latents=t.latents.float(), vectors=t.vectors.float()) for t in teachers]
+    other = replace(pair, latents=pair.latents.float() * 0, masks=~pair.masks)
+    pairs = [replace(pair, latents=pair.latents.float()), other]
+    rows, _ = losses_of(lambda report: fuse_loras(backbone, teachers, pairs, FuseOptions(steps=4), report=report))
+    values = [row["L_attn"] for row in rows]
+    assert min(values[1], values[3]) > max(values[0], values[2])          # the other pair's masks are larger
+
+
+def test_textual_inversion_counts_the_actors_own_cells(backbone64):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 4:20] = True
+    crops = {"person": Crop(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), mask),
+             "horse": Crop(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), ~mask)}
+    options = InvertOptions(token_steps=1, token_batch=3)
+    rows, tokens = losses_of(lambda report: learn_tokens(backbone64, crops, options, seed=SEED, report=report))
+    assert set(tokens) == {"<person>", "<horse>"}
+    generator, total = generator_at(SEED, 0), 0.0
+    for actor, part in crops.items():
+        start = backbone64.word_embedding(actor).float().mean(0, keepdim=True)
+        x0 = backbone64.encode(part.picture[None, None]).repeat(3, 1, 1, 1, 1)
+        x, t, target = at_noise(backbone64, x0, generator)
+        out = predict(backbone64.denoiser, x, t, backbone64.embed([f"A <{actor}>"], {f"<{actor}>": start}))
+        cells = torch.as_tensor(part.mask).double().reshape(8, 4, 8, 4).mean((1, 3))
+        square = ((out - target) ** 2 * cells).sum() / (cells.sum() * 3 * 4)
+        assert rows[0][actor] == pytest.approx(float(square), rel=1e-10)
+        total += float(square)
+    assert rows[0]["loss"] == pytest.approx(total, rel=1e-10)
+
+
