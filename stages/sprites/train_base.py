@@ -129,10 +129,39 @@ def attention_term(maps: list[Tensor], nouns: Tensor, covers: Tensor, weight: Te
     return total / len(maps)
 
 
+class Objective:
+    """What a step minimises: || v_theta(x_t, c, t) - v ||^2, and the attention term, on rows drawn from a corpus."""
+
+    def __init__(self, unet: UNet3DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, device: str) -> None:
+        self.unet, self.text, self.device = unet, text, device
+        self.acp = new_scheduler().alphas_cumprod.to(device)
+        self.empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+        self.watcher = NounMaps(unet)
+
+    def __call__(self, data: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """-> (denoising loss, attention term) of `count` examples."""
+        pick = torch.randint(len(data.latents), (count,), generator=generator)
+        x0 = data.latents[pick].float().to(self.device)
+        t = torch.randint(len(self.acp), (count,), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator).to(self.device)
+        drop = torch.rand(count, generator=generator) < DROP
+        ids = torch.where(drop[:, None], self.empty, data.ids[pick]).to(self.device)
+        nouns = torch.where(drop[:, None], -1, data.nouns[pick]).to(self.device)
+        a = self.acp[t.to(self.device)].view(-1, 1, 1, 1, 1)
+        x, v = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
+        self.watcher.maps, self.watcher.nouns = [], nouns
+        out = self.unet(x, t.to(self.device), self.text(ids).last_hidden_state).sample
+        covers = data.covers[pick].to(self.device).float() / 255
+        attention = attention_term(self.watcher.maps, nouns, covers, a.flatten().sqrt())
+        self.watcher.maps = []
+        return F.mse_loss(out, v), attention
+
+
 def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, seed: int, steps: int,
                workers: int, device: str, report: Report,
                start: tuple[UNet3DConditionModel, CLIPTextModel] | None = None,
-               rate: float = 4e-3, photos_first: int = 0, team: Team | None = None):
+               rate: float = 4e-3, photos_first: int = 0, team: Team | None = None,
+               save_every_seconds: float = 120.0):
     """-> (unet, text encoder) holding the moving average of the weights, and the curve. The first `photos_first` steps
     see photos only (an eighth of the cost of a clip: words, shapes and places are learned there); later ones both."""
     torch.manual_seed(seed)
@@ -141,33 +170,14 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
     photos = encode_corpus(size, vae, tokenizer, folder, "photos", 1, size.corpus_photos, 2, workers, device)
     clips = functools.cache(lambda: encode_corpus(size, vae, tokenizer, folder, "clips", size.frames, size.corpus_clips,
                                                   1, workers, device))
-    acp = new_scheduler().alphas_cumprod.to(device)
-    empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
-    watcher = NounMaps(unet)
-
-    def part(data: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        pick = torch.randint(len(data.latents), (count,), generator=generator)
-        x0 = data.latents[pick].float().to(device)
-        t = torch.randint(1000, (count,), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator).to(device)
-        drop = torch.rand(count, generator=generator) < DROP
-        ids = torch.where(drop[:, None], empty, data.ids[pick]).to(device)
-        nouns = torch.where(drop[:, None], -1, data.nouns[pick]).to(device)
-        a = acp[t.to(device)].view(-1, 1, 1, 1, 1)
-        x, v = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-        watcher.maps, watcher.nouns = [], nouns
-        out = unet(x, t.to(device), text(ids).last_hidden_state).sample
-        covers = data.covers[pick].to(device).float() / 255
-        attention = attention_term(watcher.maps, nouns, covers, a.flatten().sqrt())
-        watcher.maps = []
-        return F.mse_loss(out, v), attention
+    objective = Objective(unet, text, tokenizer, device)
 
     def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        few = step >= photos_first
-        still, still_attention = part(photos, size.photos_per_step * (1 if few else 2), generator)
-        if not few:
+        with_clips = step >= photos_first
+        still, still_attention = objective(photos, size.photos_per_step * (1 if with_clips else 2), generator)
+        if not with_clips:
             return dict(loss=still + ATTENTION * still_attention, photos=still, attention=still_attention)
-        moving, attention = part(clips(), size.clips_per_step, generator)
+        moving, attention = objective(clips(), size.clips_per_step, generator)
         loss = 0.4 * still + 0.6 * moving + ATTENTION * (0.4 * still_attention + 0.6 * attention)
         return dict(loss=loss, photos=still, clips=moving, attention=attention)
 
@@ -183,8 +193,8 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
     processes, rank = (team.size, team.rank) if team else (1, 0)
     curve = fit(named, losses_at, optimizer=MuonAdamW(named.values(), lr=rate, adam_lr=rate / 2, adam=first),
                 steps=steps, seed=seed + 1_000_003 * rank, checkpoints=folder / "base",
-                identity=f"base-{size.name}-{steps}-{seed}-{processes}", report=report, every_seconds=120,
-                buffers=average, after_step=average_step, team=team,
+                identity=f"base-{size.name}-{steps}-{seed}-{processes}", every_seconds=save_every_seconds,
+                buffers=average, after_step=average_step, team=team, report=report,
                 rate=lambda step: min(1.0, (step + 1) / 100) * min(1.0, (1 - step / steps) / 0.3))
     with torch.no_grad():
         for name, p in named.items():
