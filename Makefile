@@ -1,7 +1,6 @@
 # make demo      the whole method, on a machine with two cores and no GPU; installs itself on first use
 # make test      the tests; the same
-# make install   .venv with everything, in under 4 minutes. A small torch where pip would find a large one:
-#                make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# make install   .venv with everything, in under 4 minutes. PIP_FLAGS is passed to pip, to choose another build of torch
 PYTHON    ?= python3
 VENV      ?= .venv
 PIP_FLAGS ?=

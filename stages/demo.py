@@ -33,11 +33,12 @@ VIDEO = "the method"             # the row that is the demo's result
 
 @dataclass(frozen=True)
 class Demo:
-    """files: the video, the sheet, the scores. verdicts: {row: Verdict} by the sprites oracle. scores: of evaluate."""
+    """files: what the oracle saw (JSON), the sheet, and last the video. verdicts: {row: Verdict}. scores: of evaluate,
+    of the video and of the plain base's."""
 
     files: tuple[Path, ...]
     verdicts: dict[str, Verdict]
-    scores: dict[str, object]
+    scores: list[Artifact]
 
 
 def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, device: str = "cpu",
@@ -61,7 +62,7 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
     sheet = _sheet(folder / "demo.png", example, frames)
     table = folder / "demo.json"
     table.write_text(json.dumps({row: asdict(verdict) for row, verdict in verdicts.items()}, indent=1) + "\n")
-    return Demo((made[VIDEO].folder / "video.mp4", sheet, table), verdicts, scores)
+    return Demo((table, sheet, made[VIDEO].folder / "video.mp4"), verdicts, scores)
 
 
 EXCHANGED = "roles exchanged"

@@ -157,7 +157,16 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
         with console.Talk("demo") as report:
             made = run_demo(folder, device=pick_device(device), dtype=dtype, seed=seed, report=report)
         if json:
-            return console.out_json({"files": [str(path) for path in made.files]})
+            return console.out_json({"files": [str(path) for path in made.files], "verdicts": {
+                row: vars(verdict) for row, verdict in made.verdicts.items()}})
+        console.scores(made.scores)
+        console.say("")
+        console.table("seen by the oracle of the sprites world", ("video", "all in sight", "each in sight",
+                      "path follows its role", "the other role"), [
+            (row, f"{seen.together:.0%}",
+             "  ".join(f"{name} {share:.0%}" for name, share in zip(seen.subjects, seen.presence)),
+             "  ".join(f"{path:.2f}" for path in seen.paths), f"{seen.exchanged:.2f}")
+            for row, seen in made.verdicts.items()], data=False)
         for path in made.files:
             console.out(str(path))
     return None
@@ -249,7 +258,7 @@ def evaluate(run: Run, samples: Annotated[list[str] | None, typer.Argument(
     names = samples or there
     if not names:
         raise MissingPrerequisite("there is no sample to score", "Run: videomage sample")
-    return [Call(names, [run.plan(name) for name in names])]
+    return [Call(names, [run.plan(name) for name in names], show=console.scores)]
 
 
 if __name__ == "__main__":

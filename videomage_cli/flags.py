@@ -76,6 +76,7 @@ class Call:
     first: object                      # the name, names or prompts
     plans: list[Plan]                  # for --dry-run
     keywords: Mapping[str, object] = field(default_factory=dict)
+    show: Callable[[list[Artifact]], None] | None = None           # says more of what was made, on stderr
 
 
 @dataclass
@@ -182,6 +183,9 @@ def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
             console.say(f"{artifact.stage} '{artifact.name}' is fresh: nothing to do (--force runs it again)")
     if as_json:
         return console.out_json([console.describe(artifact) for artifact in artifacts])
+    for call in calls:
+        if call.show:
+            call.show(artifacts)
     for artifact in artifacts:
         console.out(str(artifact.path))
     return None
