@@ -45,7 +45,7 @@ class Example:
 
 def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 4,
                   seed: int = 7, size_name: str = "small") -> Example:
-    """Write photos/NAME/0.png ... and clip.mp4; what is there already with the same content keeps its time stamp."""
+    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are."""
     size = SIZES[size_name]
     folders = {name: folder / "photos" / name for name in subjects}
     for name, own in folders.items():
@@ -57,15 +57,17 @@ def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), m
     clip = reference_clip(motion, list(CAST[: len(subjects)]), seed, size.frames, size.pixels)
     if not (folder / "clip.mp4").exists():
         write_video(folder / "clip.mp4", clip.frames, fps=8)
-    words = clip.caption.split()
+    prompt = clip.caption
+    for actor in clip.actors:                                    # the actors in brackets, by colour and shape
+        phrase = f"{actor.look.colour} {actor.look.shape}"
+        prompt = prompt.replace(phrase, f"[{phrase}]")
     verb = VERBS[motion][1]
 
     def wanted(names: tuple[str, ...]) -> str:
         return f"a <{names[0]}> {verb} " + " and ".join(f"a <{name}>" for name in names[1:]) + f" {PLACE}"
 
     return Example(tuple(subjects), motion, folders, folder / "clip.mp4",
-                   " ".join(f"[{word}]" if k in clip.nouns else word for k, word in enumerate(words)),
-                   wanted(tuple(subjects)), wanted((*subjects[1:], subjects[0])),
+                   prompt, wanted(tuple(subjects)), wanted((*subjects[1:], subjects[0])),
                    [actor.path for actor in clip.actors])
 
 

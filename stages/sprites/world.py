@@ -276,11 +276,11 @@ def photos(subject: str, count: int, seed: int, size: int, close: bool = True) -
 
 def reference_clip(motion: str, looks: list[Look], seed: int, frames: int, size: int, place: str = "sand",
                    radius: float = 0.155) -> Clip:
-    """The clip of a motion with roles, acted by `looks` in the order of their roles; caption: "A circle orbits ..."."""
+    """The clip of a motion with roles, acted by `looks` in the order of their roles."""
     rng = np.random.default_rng([seed, 77])
     paths = paths_of_roles(motion, frames, radius, rng, len(looks))
     actors = [Actor(look, radius, path) for look, path in zip(looks, paths)]
     pictures, masks = render(actors, place, rng, size)
-    nouns = " and a ".join(f"{look.shape}" for look in looks[1:])
-    words = f"a {looks[0].shape} {VERBS[motion][1]} a {nouns}"
+    phrases = [f"{look.colour} {look.shape}" for look in looks]
+    words = f"a {phrases[0]} {VERBS[motion][1]} " + " and ".join(f"a {phrase}" for phrase in phrases[1:])
     return Clip(pictures, masks, actors, place, motion, words, [words.split().index(look.shape) for look in looks])
