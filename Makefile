@@ -28,7 +28,7 @@ demo: $(READY)       ## segment, invert, learn, fuse, sample, eval on files of i
 	$(BIN)/videomage demo $(DEMO)
 
 test: $(READY)       ## the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(READY)       ## ruff
 	$(BIN)/ruff check .
