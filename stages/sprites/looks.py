@@ -78,9 +78,9 @@ class Look:
 # The subjects that examples and evidence customize to. No caption and no frame of the base's training holds their
 # shapes, colours or textures. The second word is the class a user would type for them (a word the base knows).
 SUBJECTS: dict[str, tuple[Look, str]] = {
-    "toy": (Look("heart", "orange", "halved", "purple"), "circle"),
+    "toy": (Look("heart", "orange", "banded", "purple"), "circle"),
     "pet": (Look("cross", "cyan", "ringed", "black"), "square"),
-    "gem": (Look("drop", "purple", "banded", "cyan"), "triangle"),
+    "gem": (Look("drop", "purple", "halved", "cyan"), "triangle"),
     "kite": (Look("hourglass", "black", "halved", "orange"), "square"),
     "moth": (Look("crescent", "cyan", "quartered", "purple"), "circle"),
     "drum": (Look("heart", "black", "banded", "cyan"), "circle"),

@@ -104,6 +104,18 @@ class Canvas:
                         best = Match(float(scores.flat[k]), y, x, quarters / 4)
         return best
 
+    def inks(self, look: Look, match: Match) -> tuple[np.ndarray, np.ndarray]:
+        """The two colours that would explain the frame best at a match, if the look's arrangement is right: least
+        squares of the departure on the two coverages -> sRGB (3,), (3,)."""
+        half_y, half_x = round(2 * match.y) % 2, round(2 * match.x) % 2
+        one = template(look.shape, look.texture, round(4 * match.radius), half_y, half_x)
+        top, left = (int(place) + self.margin - one.reach for place in (match.y, match.x))
+        box = np.s_[top:top + len(one.cover), left:left + len(one.cover)]
+        weights = (one.window * self.valid[box]).ravel() > 0
+        coverage = np.stack([one.cover.ravel()[weights], one.second.ravel()[weights]], -1)
+        fitted = np.linalg.lstsq(coverage, self.departure[box].reshape(-1, 3)[weights], rcond=None)[0] + self.tone
+        return fitted[0], fitted[1]
+
     def _cosines(self, one: Template, shades, inks, rows: range, columns: range) -> np.ndarray:
         """Agreement at every centre (rows x columns); shades: products of the departure with both inks."""
         top, left = rows.start + self.margin - one.reach, columns.start + self.margin - one.reach

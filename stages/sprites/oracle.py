@@ -6,16 +6,16 @@ given looks, held-out subjects among them. Places are in frame widths (x right, 
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .looks import ALL_COLOURS, BACKGROUNDS, WHITE, Look, Vocabulary
+from .looks import ALL_COLOURS, ALL_TEXTURES, BACKGROUNDS, WHITE, Look, Vocabulary
 from .match import Canvas, Match, components, grow, opened
 
 SMALLEST = 0.008        # share of the frame that a colour must fill, thin edges left out, to be an object
 VISIBLE = 0.25          # share of its own area that an object must show to be present in a frame
-AGREES = 0.72           # agreement above which a frame shows a look (find): see the table in tests/test_oracle.py
+AGREES = 0.75           # agreement above which a frame shows a look (find): see the table in tests/test_oracle.py
 JUDGED = 3              # frames on which shape and texture are judged
 STRAY_TONE = 60.0       # a background farther than this from all of ours (8-bit RGB distance) has no name
 
@@ -233,8 +233,8 @@ def _role(one: Seen, two: Seen, word: str, other: str) -> str | None:
 def find(frames: np.ndarray, looks: list[Look], *, smallest: float = 0.11, largest: float = 0.36,
          agrees: float = AGREES) -> list[Seen]:
     """Where each look is in each frame of uint8 (F, S, S, 3) -> one Seen a look. A frame shows a look if the best place
-    in it agrees by at least `agrees`: both colours, arranged as the look says. smallest, largest: radius, frame widths.
-    """
+    in it agrees by at least `agrees`, the inks found there are nearest to the look's own of all named colours, and no
+    other arrangement of the same inks agrees better. smallest, largest: radius, frame widths."""
     pixels = _checked(frames)
     inks = [ALL_COLOURS[name] for look in looks for name in (look.colour, look.second)]
     _, tone = background_of(pixels, inks)
@@ -244,28 +244,54 @@ def find(frames: np.ndarray, looks: list[Look], *, smallest: float = 0.11, large
 def _find_one(pixels, tone, look: Look, inks, smallest, largest, agrees) -> Seen:
     count, side = pixels.shape[:2]
     path, score, radii = np.full((count, 2), np.nan), np.zeros(count), np.zeros(count)
-    masks = np.zeros(pixels.shape[:3], bool)
+    presence, masks = np.zeros(count, bool), np.zeros(pixels.shape[:3], bool)
     own = [ALL_COLOURS[look.colour], *([ALL_COLOURS[look.second]] if look.texture != "plain" else [])]
     for f, frame in enumerate(pixels):
-        best = _anywhere(frame, tone, look, smallest, largest)
+        canvas, best = _anywhere(frame, tone, look, smallest, largest)
         score[f], radii[f] = best.score, best.radius / side
-        if best.score >= agrees:
+        presence[f] = best.score >= agrees and _is_itself(canvas, look, best)
+        if presence[f]:
             path[f] = best.x / side, best.y / side
             y, x = np.mgrid[0:side, 0:side] + 0.5
             inside, _ = look.paint((x - best.x) / best.radius, (y - best.y) / best.radius)
             masks[f] = inside & (_nearest(frame, [*own, tone, *inks]) < len(own))
-    presence = score >= agrees
     radius = float(np.median(radii[presence])) if presence.any() else 0.0
     return Seen(look, presence, path, masks.mean((1, 2)), score, masks, radius)
 
 
-def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float) -> Match:
+def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float) -> tuple[Canvas, Match]:
     """Coarse over the whole frame (at 32 pixels), then fine about the best place."""
     side = len(frame)
     times = max(1, side // 32)
     small = frame.reshape(side // times, times, side // times, times, 3).mean((1, 3))
     rough = [round(4 * r * len(small)) for r in np.geomspace(smallest, largest, 9)]
     best = Canvas(small, tone).search(look, rough, range(len(small)), range(len(small)), halves=(0,))
-    y, x, quarters = round(best.y * times), round(best.x * times), 4 * best.radius * times
-    box = [range(max(0, c - times), min(side, c + times + 1)) for c in (y, x)]
-    return Canvas(frame, tone).search(look, sorted({round(quarters * k) for k in (0.92, 1, 1.08)}), *box)
+    canvas, quarters = Canvas(frame, tone), 4 * best.radius * times
+    sizes = sorted({round(quarters * k) for k in (0.92, 1, 1.08)})
+    return canvas, _about(canvas, look, sizes, best.y * times, best.x * times, times)
+
+
+def _about(canvas: Canvas, look: Look, sizes: list[int], y: float, x: float, reach: int, halves=(0, 1)) -> Match:
+    """The best match within `reach` pixels of y, x."""
+    rows, columns = (range(max(0, int(c) - reach), min(canvas.margin, int(c) + reach + 1)) for c in (y, x))
+    return canvas.search(look, sizes, rows, columns, halves)
+
+
+def _is_itself(canvas: Canvas, look: Look, match: Match) -> bool:
+    """Whether colours and arrangement are the look's: on snow anything dark agrees a little with anything dark."""
+    others = [replace(look, texture="plain"), replace(look, texture="plain", colour=look.second)]
+    if look.texture != "plain":
+        first, second = (_name(ink, canvas.tone) for ink in canvas.inks(look, match))
+        if (first, second) != (look.colour, look.second):
+            return False
+        others += [replace(look, colour=look.second, second=look.colour)]
+        others += [replace(look, texture=name) for name in ALL_TEXTURES if name not in ("plain", look.texture)]
+    sizes = [round(4 * match.radius * k) for k in (0.8, 1.0, 1.25)]
+    rivals = (_about(canvas, other, sizes, match.y, match.x, round(match.radius / 2), (0,)).score for other in others)
+    return all(match.score >= rival for rival in rivals)
+
+
+def _name(ink: np.ndarray, tone: np.ndarray) -> str:
+    """The nearest named colour, or "background"."""
+    named = {**ALL_COLOURS, "background": tone}
+    return min(named, key=lambda name: float(np.square(ink - np.float32(named[name])).sum()))

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..core.report import Report, silent
 from ..core.train import Team
 from .sizes import SIZES, Size
-from .train_base import new_scheduler, train_base
+from .train_base import corpora, new_scheduler, train_base
 from .train_vae import train_vae
 from .words import make_tokenizer
 
@@ -77,49 +77,71 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--only", nargs="+", choices=("vae", "base"), default=("vae", "base"))
     parser.add_argument("--steps", type=int, help="steps of the base (default: the size's)")
-    parser.add_argument("--photos-first", type=int, default=0, help="first steps that see photos only")
-    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--rate", type=float, default=4e-3, help="learning rate of the base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from-shipped", action="store_true", help="start from the package's weights")
     parser.add_argument("--out", type=Path, help="work folder (default runs/sprites-SIZE)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=2, help="processes that render")
-    parser.add_argument("--processes", type=int, default=1,
-                        help="train the base in so many processes of one thread each (on a CPU faster than threads)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
+    parser.add_argument("--processes", type=int, help="processes of one thread each that train the base: on a CPU "
+                        "faster than threads (default: 2 on a CPU, else 1). The result depends on it")
     args = parser.parse_args(argv)
-    if args.processes > 1:
-        torch.multiprocessing.spawn(run, (args,), nprocs=args.processes)
-    else:
-        run(None, args)
-
-
-def run(rank: int | None, args: argparse.Namespace) -> None:
-    """One process's part of the training; rank None: the only one."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    size, out = SIZES[args.size], args.out or Path("runs") / f"sprites-{args.size}"
-    shipped = load_base(WEIGHTS / "base") if args.from_shipped else None
-    common = dict(workers=args.workers, device=args.device, seed=args.seed)
-    team = None
-    if rank is not None:
-        torch.set_num_threads(1)
-        meeting = out / f"meeting-{os.getppid()}"
-        out.mkdir(parents=True, exist_ok=True)
-        team = Team(rank, args.processes, meeting)
-    if "vae" in args.only and not (out / "vae-model").exists():
-        vae = train_vae(size, out, steps=size.vae_steps, start=shipped and shipped[0],
-                        report=reporter("vae", out / "curves.json"), **common)
-        vae.save_pretrained(out / "vae-model")
+    args.out = args.out or Path("runs") / f"sprites-{args.size}"
+    if "vae" in args.only and not args.from_shipped:
+        _vae(args)
     if "base" not in args.only:
         return
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "base/vae" if shipped else out / "vae-model").float().to(args.device)
-    tokenizer = shipped[3] if shipped else make_tokenizer(size.vocabulary)
-    unet, text, _ = train_base(size, out, vae.eval(), tokenizer, steps=args.steps or size.base_steps, rate=args.rate,
-                               photos_first=args.photos_first, start=shipped and shipped[1:3], team=team,
-                               report=silent if rank else reporter("base", out / "curves.json"), **common)
-    if rank:
-        return
-    save_base(out / "base-model", size, vae, unet, text, tokenizer)
-    log.info("saved %s", out / "base-model")
+    _encode(args)
+    processes = args.processes or (2 if args.device == "cpu" else 1)
+    if processes > 1:
+        torch.multiprocessing.spawn(_base, (args, processes), nprocs=processes)
+    else:
+        _base(0, args, 1)
+
+
+def _vae(args: argparse.Namespace) -> None:
+    _say()
+    size = SIZES[args.size]
+    vae = train_vae(size, args.out, seed=args.seed, steps=size.vae_steps, workers=args.workers, device=args.device,
+                    report=reporter("vae", args.out / "curves.json"))
+    vae.save_pretrained(args.out / "vae-model")
+
+
+def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
+    """One process's part of the training of the base; the first one reports and saves."""
+    _say()
+    size, shipped = SIZES[args.size], load_base(WEIGHTS / "base") if args.from_shipped else None
+    team = None
+    if processes > 1:
+        torch.set_num_threads(1)
+        args.out.mkdir(parents=True, exist_ok=True)
+        team = Team(rank, processes, args.out / f"meeting-{os.getppid()}")
+    vae, tokenizer = shipped[::3] if shipped else _fresh(args)
+    unet, text, _ = train_base(
+        size, args.out, vae.to(args.device).eval(), tokenizer, seed=args.seed, steps=args.steps or size.base_steps,
+        rate=args.rate, photos_first=0 if shipped else size.photos_first, start=shipped and shipped[1:3],
+        workers=args.workers, device=args.device, team=team,
+        report=silent if rank else reporter("base", args.out / "curves.json"))
+    if rank == 0:
+        save_base(args.out / "base-model", size, vae, unet, text, tokenizer)
+        log.info("saved %s", args.out / "base-model")
+
+
+def _fresh(args: argparse.Namespace) -> tuple[AutoencoderKL, CLIPTokenizer]:
+    return (AutoencoderKL.from_pretrained(args.out / "vae-model").float(),
+            make_tokenizer(SIZES[args.size].vocabulary))
+
+
+def _encode(args: argparse.Namespace) -> None:
+    """Render and encode the corpora once, before the processes share them."""
+    _say()
+    vae, tokenizer = load_base(WEIGHTS / "base")[::3] if args.from_shipped else _fresh(args)
+    log.info("rendering and encoding the corpora, where they are not there yet")
+    corpora(SIZES[args.size], vae.to(args.device).eval(), tokenizer, args.out, args.workers, args.device)
+
+
+def _say() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 if __name__ == "__main__":

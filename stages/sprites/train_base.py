@@ -5,7 +5,6 @@ noun attend to its object (masks are known here), and captions whose verb nobody
 """
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +91,13 @@ def encode_corpus(size: Size, vae: AutoencoderKL, tokenizer: CLIPTokenizer, fold
     return Examples(torch.from_numpy(np.load(kept)), ids, nouns, torch.from_numpy(np.array(covers)))
 
 
+def corpora(size: Size, vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path, workers: int, device: str
+            ) -> tuple[Examples, Examples]:
+    """(clips, photos) of the training world, rendered from seeds 1 and 2 and encoded where they are not there yet."""
+    return (encode_corpus(size, vae, tokenizer, folder, "clips", size.frames, size.corpus_clips, 1, workers, device),
+            encode_corpus(size, vae, tokenizer, folder, "photos", 1, size.corpus_photos, 2, workers, device))
+
+
 class NounMaps:
     """Reads q and k of the spatial cross-attentions during training and keeps only the nouns' maps."""
 
@@ -167,9 +173,7 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
     torch.manual_seed(seed)
     unet, text = start or new_models(size, tokenizer)
     unet, text = unet.to(device).float().eval(), text.to(device).float().train()
-    photos = encode_corpus(size, vae, tokenizer, folder, "photos", 1, size.corpus_photos, 2, workers, device)
-    clips = functools.cache(lambda: encode_corpus(size, vae, tokenizer, folder, "clips", size.frames, size.corpus_clips,
-                                                  1, workers, device))
+    clips, photos = corpora(size, vae, tokenizer, folder, workers, device)
     objective = Objective(unet, text, tokenizer, device)
 
     def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -177,7 +181,7 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
         still, still_attention = objective(photos, size.photos_per_step * (1 if with_clips else 2), generator)
         if not with_clips:
             return dict(loss=still + ATTENTION * still_attention, photos=still, attention=still_attention)
-        moving, attention = objective(clips(), size.clips_per_step, generator)
+        moving, attention = objective(clips, size.clips_per_step, generator)
         loss = 0.4 * still + 0.6 * moving + ATTENTION * (0.4 * still_attention + 0.6 * attention)
         return dict(loss=loss, photos=still, clips=moving, attention=attention)
 

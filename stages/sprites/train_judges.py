@@ -7,15 +7,15 @@ from other seeds, and on the held-out subjects, by judge_quality.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -29,6 +29,7 @@ from transformers import (
 
 from ..core.report import Report, silent
 from ..core.train import fit
+from ..core.vision import Preparation
 from .corpus import corpus
 from .judge_data import draw_foreign, identities, identity_views, phrase_of, phrases
 from .looks import SUBJECTS
@@ -44,8 +45,7 @@ CELLS = 8                                                # a picture is CELLS x 
 IDENTITIES, VIEWS, EXAMPLES = 4000, 6, 16000             # rendered for dino and for clipseg
 FRESH = 3_000_000                                        # seeds of the measurements: far from those of training
 # pictures are reduced by exact means (Pillow's box filter) and brought to -1..1, as to_tensor does
-PREPARATION = dict(do_resize=True, resample=4, do_center_crop=False, do_rescale=True, rescale_factor=1 / 255,
-                   do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+PREPARATION = Preparation((32, 32), None, mean=(0.5,) * 3, std=(0.5,) * 3, resample=int(Image.Resampling.BOX))
 STEPS = {"clip": 1200, "dino": 1000, "clipseg": 2500}
 
 
@@ -61,13 +61,10 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         type(self.model).from_pretrained(folder).half().save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(PREPARATION | dict(size=self._side()), indent=2))
+        side = getattr(self.model.config, "vision_config", self.model.config).image_size
+        replace(PREPARATION, size=(side, side)).save(folder)
         if self.tokenizer:
             self.tokenizer.save_pretrained(folder)
-
-    def _side(self) -> dict[str, int]:
-        config = getattr(self.model.config, "vision_config", self.model.config)
-        return dict(height=config.image_size, width=config.image_size)
 
     @classmethod
     def load(cls, kind: type, folder: Path) -> Judge:

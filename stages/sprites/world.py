@@ -261,12 +261,12 @@ def _fit(path: np.ndarray, radius: float) -> np.ndarray:
 
 
 def photos(subject: str, count: int, seed: int, size: int, close: bool = True) -> list[Clip]:
-    """`count` photos of a held-out subject at other places, sizes and backgrounds (30-40 % of the frame if close)."""
+    """`count` photos of a held-out subject at other places, sizes and backgrounds (18 to 36 % of the frame if close)."""
     look, _ = SUBJECTS[subject]
     out = []
     for k in range(count):
         rng = np.random.default_rng([seed, k])
-        radius = rng.uniform(0.27, 0.34) if close else rng.uniform(0.16, 0.22)
+        radius = rng.uniform(0.24, 0.34) if close else rng.uniform(0.16, 0.22)
         actor = Actor(look, float(radius), rng.uniform(radius + 0.06, 0.94 - radius, (1, 2)))
         place = list(PLACES)[(seed + k) % len(PLACES)]
         frames, masks = render([actor], place, rng, size)
