@@ -256,14 +256,24 @@ def markdown(base: str = "sprites") -> str:
     return "\n".join(rows)
 
 
-MARKS = ("<!-- options -->", "<!-- /options -->")
+def differences(base: str = "sprites") -> str:
+    """The table between the README's `<!-- presets -->` marks: where the preset of a base differs, and why."""
+    rows = ["| stage | option | here | paper | why |", "|---|---|---|---|---|"]
+    rows += [f"| {stage} | `--{name.replace('_', '-')}` | {show(value)} | {show(paper)} | {why} |"
+             for stage in OPTIONS for name, value, paper, why in deviations(stage, Settings(base=base))]
+    return "\n".join(rows)
+
+
+TABLES = {"options": markdown, "presets": differences}
 
 
 def fill(text: str) -> str:
-    """A README with the table of today between its marks."""
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{after}"
+    """A README with the tables of today between their marks."""
+    for mark, table in TABLES.items():
+        before, _, rest = text.partition(f"<!-- {mark} -->")
+        _, _, after = rest.partition(f"<!-- /{mark} -->")
+        text = f"{before}<!-- {mark} -->\n{table()}\n<!-- /{mark} -->{after}"
+    return text
 
 
 if __name__ == "__main__":                       # python -m stages.options README.md

@@ -261,7 +261,7 @@ def _fit(path: np.ndarray, radius: float) -> np.ndarray:
 
 
 def photos(subject: str, count: int, seed: int, size: int, close: bool = True) -> list[Clip]:
-    """`count` photos of a held-out subject at other places, sizes and backgrounds (18 to 36 % of the frame if close)."""
+    """`count` photos of a held-out subject at other places, sizes and backgrounds; close: 18 to 36 % of the frame."""
     look, _ = SUBJECTS[subject]
     out = []
     for k in range(count):
