@@ -11,8 +11,8 @@ from stages import STAGES
 from stages.core.errors import BadInput, UsageError
 from stages.core.settings import Settings, parse
 from stages.options import (
-    TABLES,
     OPTIONS,
+    TABLES,
     FuseOptions,
     LearnSubjectOptions,
     SampleOptions,

@@ -28,21 +28,25 @@ log = logging.getLogger("sprites")
 
 
 def reporter(name: str, curves: Path, every: int = 25) -> Report:
-    """Log a line and keep a row of the curve every so many steps."""
-    started, rows = time.monotonic(), []
+    """Log a line and keep a row of the curve every so many steps: the means over these steps."""
+    started, rows, since = time.monotonic(), [], []
 
     def report(**facts: object) -> None:
         if "note" in facts:
             log.info("%s: %s", name, facts["note"])
             return
-        if facts["step"] % every == 0 or facts["step"] == facts["of"]:
-            rows.append({**facts, "seconds": round(time.monotonic() - started, 1)})
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in facts.items() if isinstance(v, float))
-            log.info("%s %s/%s  %.0f s  %s", name, facts["step"], facts["of"], rows[-1]["seconds"], shown)
-            curves.parent.mkdir(parents=True, exist_ok=True)
-            kept = json.loads(curves.read_text()) if curves.exists() else {}
-            before = [row for row in kept.get(name, []) if row["step"] < rows[0]["step"]]
-            curves.write_text(json.dumps({**kept, name: before + rows}))
+        since.append({key: value for key, value in facts.items() if isinstance(value, float)})
+        if facts["step"] % every and facts["step"] != facts["of"]:
+            return
+        means = {key: sum(row.get(key, 0.0) for row in since) / len(since) for key in since[-1]}
+        since.clear()
+        rows.append({"step": facts["step"], **means, "seconds": round(time.monotonic() - started, 1)})
+        log.info("%s %s/%s  %.0f s  %s", name, facts["step"], facts["of"], rows[-1]["seconds"],
+                 "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
+        curves.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(curves.read_text()) if curves.exists() else {}
+        before = [row for row in kept.get(name, []) if row["step"] < rows[0]["step"]]
+        curves.write_text(json.dumps({**kept, name: before + rows}))
     return report
 
 
