@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
@@ -86,7 +87,7 @@ class UNet3D:
                        CLIPTokenizer.from_pretrained(folder / "tokenizer") if "text" in parts else None,
                        DDIMScheduler.from_pretrained(folder / "scheduler"),
                        name=name, revision=revision, frames=native["frames"], fps=native["fps"])
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise BadInput(f"the base in {folder} cannot be loaded ({error})", "copy or make it again") from error
         finally:
             if shown:

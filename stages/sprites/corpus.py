@@ -29,12 +29,12 @@ def _repaint(frame: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> 
 
 def _chunk(job) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Render CHUNK clips -> frames (n, F, H, W, 3) uint8, masks (n, 3, F, H/4, W/4) uint8 (0..255), facts (n)."""
-    size_name, frames, seed, chunk, foreign = job
+    size_name, frames, seed, chunk, foreign, mixed = job
     size = SIZES[size_name]
     pictures, covers, facts = [], [], []
     for k in range(CHUNK):
         rng = np.random.default_rng([seed, chunk, k])
-        clip = draw_clip(rng, size.vocabulary, frames, size.pixels)
+        clip = draw_clip(rng, size.vocabulary, frames, size.pixels, mixed=mixed)
         picture = clip.frames
         if foreign and rng.random() < 0.6:
             picture = _repaint(picture[0], clip.masks[:, 0], rng)[None]
@@ -54,12 +54,13 @@ def coverage(clip: Clip) -> np.ndarray:
 
 
 def corpus(folder: Path, name: str, size_name: str, frames: int, count: int, seed: int, workers: int,
-           foreign: bool = False) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """`count` clips of `frames` frames of the training world, from the folder if they are there, else rendered."""
+           foreign: bool = False, mixed: bool = False) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """`count` clips of `frames` frames of the training world, from the folder if they are there, else rendered.
+    foreign: repaint some objects with patterns of any colours. mixed: of world.draw_clip."""
     pictures, covers, facts = (folder / f"{name}{end}" for end in ("-frames.npy", "-masks.npy", "-captions.json"))
     if not facts.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = [(size_name, frames, seed, chunk, foreign) for chunk in range(-(-count // CHUNK))]
+        jobs = [(size_name, frames, seed, chunk, foreign, mixed) for chunk in range(-(-count // CHUNK))]
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(_chunk, jobs))
         np.save(pictures, np.concatenate([p[0] for p in parts])[:count])

@@ -81,7 +81,7 @@ class Canvas:
     """One frame (S, S, 3), prepared: its departure from `tone`; `ignored` pixels (bool) count nowhere."""
 
     def __init__(self, frame: np.ndarray, tone: np.ndarray, ignored: np.ndarray | None = None) -> None:
-        self.tone, self.margin = np.float32(tone), len(frame)
+        self.tone, self.side, self.margin = np.float32(tone), len(frame), 2 * len(frame)
         valid = np.ones(frame.shape[:2], np.float32) if ignored is None else (~ignored).astype(np.float32)
         departure = (np.float32(frame) - self.tone) * valid[..., None]
         self.valid = np.pad(valid, self.margin)
@@ -93,7 +93,7 @@ class Canvas:
         inks = tuple(np.float32(ALL_COLOURS[name]) - self.tone for name in (look.colour, look.second))
         shades = [self.departure @ ink for ink in inks]
         best = Match(-1.0, 0.0, 0.0, 1.0)
-        for quarters in radii:
+        for quarters in {min(quarters, 4 * self.side): None for quarters in radii}:     # no window outgrows the margin
             for half_y in halves:
                 for half_x in halves:
                     one = template(look.shape, look.texture, quarters, half_y, half_x)

@@ -273,22 +273,21 @@ def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, 
 
 def _about(canvas: Canvas, look: Look, sizes: list[int], y: float, x: float, reach: int, halves=(0, 1)) -> Match:
     """The best match within `reach` pixels of y, x."""
-    rows, columns = (range(max(0, int(c) - reach), min(canvas.margin, int(c) + reach + 1)) for c in (y, x))
+    rows, columns = (range(max(0, int(c) - reach), min(canvas.side, int(c) + reach + 1)) for c in (y, x))
     return canvas.search(look, sizes, rows, columns, halves)
 
 
 def _is_itself(canvas: Canvas, look: Look, match: Match) -> bool:
     """Whether colours and arrangement are the look's: on snow anything dark agrees a little with anything dark."""
-    others = [replace(look, texture="plain"), replace(look, texture="plain", colour=look.second)]
-    if look.texture != "plain":
-        first, second = (_name(ink, canvas.tone) for ink in canvas.inks(look, match))
-        if (first, second) != (look.colour, look.second):
-            return False
-        others += [replace(look, colour=look.second, second=look.colour)]
-        others += [replace(look, texture=name) for name in ALL_TEXTURES if name not in ("plain", look.texture)]
-    sizes = [round(4 * match.radius * k) for k in (0.8, 1.0, 1.25)]
-    rivals = (_about(canvas, other, sizes, match.y, match.x, round(match.radius / 2), (0,)).score for other in others)
-    return all(match.score >= rival for rival in rivals)
+    first, second = (_name(ink, canvas.tone) for ink in canvas.inks(look, match))
+    if first != look.colour or (look.texture != "plain" and second != look.second):
+        return False
+    others = [replace(look, texture=name) for name in ALL_TEXTURES]
+    others += [replace(look, texture="plain", colour=look.second)]
+    others += [replace(look, colour=look.second, second=look.colour)] if look.texture != "plain" else []
+    sizes, reach = [round(4 * match.radius * k) for k in (0.72, 1.0, 1.4)], round(0.7 * match.radius)
+    return all(match.score >= _about(canvas, other, sizes, match.y, match.x, reach, halves=(0,)).score
+               for other in others if other != look)
 
 
 def _name(ink: np.ndarray, tone: np.ndarray) -> str:

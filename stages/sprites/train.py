@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--only", nargs="+", choices=("vae", "base"), default=("vae", "base"))
     parser.add_argument("--steps", type=int, help="steps of the base (default: the size's)")
+    parser.add_argument("--photos-first", type=int, help="steps that see photos only (default: the size's; 0 with "
+                        "--from-shipped)")
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate of the base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from-shipped", action="store_true", help="start from the package's weights")
@@ -123,7 +125,8 @@ def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
     vae, tokenizer = shipped[::3] if shipped else _fresh(args)
     unet, text, _ = train_base(
         size, args.out, vae.to(args.device).eval(), tokenizer, seed=args.seed, steps=args.steps or size.base_steps,
-        rate=args.rate, photos_first=0 if shipped else size.photos_first, start=shipped and shipped[1:3],
+        rate=args.rate, photos_first=args.photos_first if args.photos_first is not None else 0 if shipped else
+        size.photos_first, start=shipped and shipped[1:3],
         workers=args.workers, device=args.device, team=team,
         report=silent if rank else reporter("base", args.out / "curves.json"))
     if rank == 0:

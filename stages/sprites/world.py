@@ -154,7 +154,8 @@ def _noun_phrase(look: Look, rng) -> list[str]:
     words = [rng.choice(["a", "a", "a", "the", "one"])]
     words += [look.colour] if rng.random() < 0.93 else []
     if look.texture != "plain":
-        words += (["and", look.second] if rng.random() < 0.3 and len(words) > 1 else []) + [look.texture]
+        named = rng.random() < 0.3 or look.second != "white"
+        words += (["and", look.second] if named and len(words) > 1 else []) + [look.texture]
     return [*words, look.shape]
 
 
@@ -220,13 +221,21 @@ def draw_look(vocabulary: Vocabulary, rng, colour: str) -> Look:
     return Look(str(rng.choice(vocabulary.shapes)), colour, texture)
 
 
+def _mixed(look: Look, vocabulary: Vocabulary, rng) -> Look:
+    if look.texture == "plain" or rng.random() < 0.5:
+        return look
+    return replace(look, second=str(rng.choice([c for c in vocabulary.colours if c != look.colour])))
+
+
 def draw_clip(rng: np.random.Generator, vocabulary: Vocabulary, frames: int, size: int, *, objects: int | None = None,
-              motion: str | None = None, complete: bool = False) -> Clip:
+              motion: str | None = None, complete: bool = False, mixed: bool = False) -> Clip:
     """One captioned clip of the training world. One object covers 8 to 15 % of the frame in clips (5 to 8 % where there
-    are three) and, when frames is 1 (a photo of one object), up to 40 %. Colours within a clip differ."""
+    are three) and, when frames is 1 (a photo of one object), up to 40 %. Colours within a clip differ. mixed: half of
+    the textures show a second colour of the vocabulary, named in the caption, instead of white."""
     n = objects or int(rng.choice([1, 2, 3], p=[0.42, 0.46, 0.12]))
     colours = [str(c) for c in rng.permutation(vocabulary.colours)[:n]]
     looks = [draw_look(vocabulary, rng, c) for c in colours]
+    looks = [_mixed(look, vocabulary, rng) for look in looks] if mixed else looks
     low, high = {1: (0.16, 0.218), 2: (0.16, 0.19), 3: (0.13, 0.155)}[n]
     if frames == 1 and n == 1 and rng.random() < 0.5:
         low, high = 0.22, 0.36
