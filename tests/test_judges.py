@@ -15,9 +15,10 @@ from stages.metrics import clip as clip_metric
 from stages.metrics import dino as dino_metric
 from stages.sprites import judge_data, train_judges
 from stages.sprites.corpus import words_of
+from stages.sprites.judge_quality import judge_quality
 from stages.sprites.looks import SHAPES, SMALL, SUBJECTS
 from stages.sprites.sizes import SIZES
-from stages.sprites.train_judges import Judge, judge_quality, segment_logits, tokens_of
+from stages.sprites.train_judges import Judge, segment_logits, tokens_of, trained_logits
 
 TINY = replace(SIZES["small"], corpus_clips=500, corpus_photos=500)
 QUICK = dict(seed=0, workers=1, device="cpu")
@@ -49,6 +50,16 @@ def test_they_are_saved_in_half_precision_and_load_as_they_were(folder):
             if a.is_floating_point():
                 assert torch.equal(a, a.half().float()), key
         assert (first.tokenizer is None) == (name == "dino")
+
+
+def test_clipseg_trains_through_what_the_class_computes(folder):
+    judge = Judge.load(CLIPSegForImageSegmentation, folder / "clipseg")
+    x, ids = torch.randn(2, 3, 32, 32), tokens_of(judge.tokenizer, ["red circle", "a blue square"])
+    A = trained_logits(judge.model, x, ids)
+    assert torch.equal(A, segment_logits(judge.model, x, ids))
+    A.square().mean().backward()
+    assert all(p.grad is not None for tower in (judge.model.clip.vision_model.encoder, judge.model.clip.text_model)
+               for p in tower.parameters())
 
 
 def test_every_word_of_the_world_is_one_token_and_the_end_is_the_configured_one(folder):

@@ -1,8 +1,8 @@
 """sprites/oracle.py against what was rendered: the table that its verdicts on generated clips rest on.
 
-Every clip goes through a blur of 0.6 pixels and noise of 6 / 255 first, which imitate a decoder; where the package holds
-the real one, through that. The same table on 200 clips: blur and noise 99.7 % shape, 99.7 % texture, 100 % of the rest;
-a small decoder of 700 steps 98.8 % shape, 100 % of the rest.
+Every clip goes through a blur of 0.6 pixels and noise of 6 / 255 first, which imitate a decoder; where the package
+holds the real one, through that. The same table on 200 clips: blur and noise 99.7 % shape, 99.7 %
+texture, 100 % of the rest; a small decoder of 700 steps 98.8 % shape, 100 % of the rest.
 """
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def test_two_subjects_are_followed_along_their_paths(motion):
 
 # -- the tools ------------------------------------------------------------------------------------------------------
 def test_components_and_opening():
-    picture = np.array([[1, 1, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]], bool)[None]
-    labels = components(picture)[0]
+    picture = np.array([[1, 1, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]], bool)
+    labels = components(picture[None])[0]
     assert len(np.unique(labels[labels > 0])) == 3 and ((labels > 0) == picture[0]).all()
     block = np.zeros((1, 6, 6), bool)
     block[0, 1:4, 1:4] = True

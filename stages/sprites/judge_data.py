@@ -136,18 +136,19 @@ def _article(words: str, rng: np.random.Generator) -> str:
 def phrase_example(rng: np.random.Generator, vocabulary: Vocabulary, size: int) -> tuple[np.ndarray, str, np.ndarray]:
     """-> picture uint8 (size, size, 3), phrase, mask bool (size, size) of all that the phrase names."""
     chance = rng.random()
-    if chance < 0.55:
-        clip = draw_clip(rng, vocabulary, 3, size)
+    if chance < 0.62:                               # mostly several things: a lone one teaches nothing of the phrase
+        several = int(rng.choice([2, 3])) if rng.random() < 0.85 else 1
+        clip = draw_clip(rng, vocabulary, 3, size, objects=several)
         at, looks = int(rng.integers(3)), [actor.look for actor in clip.actors]
         return (clip.frames[at], *_phrase_in_world(looks, clip.masks[:, at], vocabulary, rng))
-    radius = rng.uniform(0.14, 0.34) if chance < 0.8 else rng.uniform(0.14, 0.19)
+    radius = rng.uniform(0.14, 0.34) if chance < 0.78 else rng.uniform(0.14, 0.19)
     shape = str(rng.choice(vocabulary.shapes)) if rng.random() < 0.35 else None
     one = draw_foreign(rng, shape)
-    if chance < 0.8:                                # one foreign thing: any class word that a user may give it
+    if chance < 0.78:                               # one foreign thing: any class word that a user may give it
         frame, masks = picture([one], radius, rng, size)
         word = shape if shape and rng.random() < 0.5 else str(rng.choice([*vocabulary.shapes, *GENERIC]))
         return frame, _article(word, rng), masks[0]
-    if chance < 0.9:                                # a foreign thing beside one of the world
+    if chance < 0.92:                               # a foreign thing beside one of the world
         two = draw_look(vocabulary, rng, str(rng.choice(vocabulary.colours)))
         frame, masks = picture([one, two], radius, rng, size)
         if rng.random() < 0.6:
@@ -165,9 +166,9 @@ def _phrase_in_world(looks, masks, vocabulary: Vocabulary, rng) -> tuple[str, np
         absent = [c for c in vocabulary.colours if c not in {look.colour for look in looks}]
         words = f"{rng.choice(absent)} {rng.choice(vocabulary.shapes)}"
         return _article(words, rng), np.zeros_like(masks[0])
-    if chance < 0.16:
+    if chance < 0.12:
         return _article(str(rng.choice(["object", "thing"])), rng), masks.any(0)
-    if chance < 0.42:
+    if chance < 0.28:
         same = np.array([look.shape == looks[k].shape for look in looks])
         return _article(looks[k].shape, rng), masks[same].any(0)
     return phrase_of(looks[k], rng), masks[k]

@@ -22,10 +22,10 @@ from ..core.sheets import contact_sheet
 from ..core.train import generator_at
 from ..presets import PRESETS
 from .card import read_history, table, write_card
+from .judge_quality import judge_quality
 from .oracle import Scene, observe
 from .sizes import SIZES, Size
 from .train import WEIGHTS
-from .train_judges import judge_quality
 from .train_vae import psnr, to_tensor
 from .world import MOTIONS, ROLE_MOTIONS, SUBJECTS, Clip, draw_clip, photos
 
