@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
             "video_steps": (25, "the small base gains nothing from more"),
-            "guidance": (4.0, "a guidance of 9 over-saturates so small a model"),
+            "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
         "learn-motion": {
             "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
@@ -27,12 +27,12 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         "fuse": {
             "rate": (1e-3, "a base of a few million parameters moves little at 1e-4"),
             "video_steps": (25, "the small base gains nothing from more"),
-            "guidance": (4.0, "a guidance of 9 over-saturates so small a model"),
+            "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
         "sample": {
             "steps": (25, "the small base gains nothing from more"),
             "tau": (8, "the paper's share of guided steps, 15 of 50"),
-            "guidance": (4.0, "a guidance of 9 over-saturates so small a model"),
+            "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
     },
 }

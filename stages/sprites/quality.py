@@ -18,9 +18,10 @@ from ..backbones import load
 from ..backbones.unet3d import UNet3D
 from ..core import noise
 from ..core.attention import choose, watch, word_maps
+from ..core.settings import Settings
 from ..core.sheets import contact_sheet
 from ..core.train import generator_at
-from ..presets import PRESETS
+from ..options import SampleOptions, resolve
 from .card import read_history, table, write_card
 from .judge_quality import judge_quality
 from .oracle import Scene, observe
@@ -141,9 +142,14 @@ def measure_base(backbone: UNet3D, size: Size, *, steps: int, guidance: float, c
         Row("attention of a noun, inside over outside its object", attention, 2.5, 4.0, "", 48)], shown
 
 
+def preset() -> SampleOptions:
+    """What `videomage sample` runs with on this base."""
+    return resolve("sample", Settings(base="sprites"))
+
+
 def watched(backbone: UNet3D) -> list:
     """The cross-attention layers that sampling watches on this base."""
-    return choose(backbone.sites, PRESETS["sprites"]["sample"]["layers"][0], kind="cross", axis="space")
+    return choose(backbone.sites, preset().layers, kind="cross", axis="space")
 
 
 def measure_vae(backbone: UNet3D, size: Size) -> list[Row]:
@@ -175,8 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     backbone = load(str(args.base))
     size = SIZES["small" if backbone.frames == SIZES["small"].frames else "full"]
-    preset = PRESETS["sprites"]["sample"]
-    steps, guidance = preset["steps"][0], preset["guidance"][0]
+    steps, guidance = preset().steps, preset().guidance
     rows, shown = measure_base(backbone, size, steps=steps, guidance=guidance, count=args.count)
     rows = [*measure_vae(backbone, size), *rows, *judge_rows(size)]
     contact_sheet([(caption, video[::2]) for caption, video in shown], args.sheet, scale=2)
