@@ -11,8 +11,8 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
         "learn-subject": {
             "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
-            "token_rate": (2e-3, "the same; a token of a narrow text encoder has to travel further"),
-            "batch": (4, "a photo is an eighth of a clip: four cost half a clip and steady the gradient"),
+            "token_rate": (5e-3, "the same; a token of a narrow text encoder has to travel further"),
+            "batch": (8, "a photo is an eighth of a clip: eight cost one clip and steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
             "video_steps": (25, "the small base gains nothing from more"),

@@ -156,8 +156,9 @@ def test_two_subjects_are_followed_along_their_paths(motion):
 
 # -- the tools ------------------------------------------------------------------------------------------------------
 def test_components_and_opening():
-    picture = np.array([[1, 1, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]], bool)
-    labels = components(picture[None])[0]
+    rows = [[1, 1, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    picture = np.array(rows, bool)[None]
+    labels = components(picture)[0]
     assert len(np.unique(labels[labels > 0])) == 3 and ((labels > 0) == picture[0]).all()
     block = np.zeros((1, 6, 6), bool)
     block[0, 1:4, 1:4] = True

@@ -141,8 +141,8 @@ def test_what_was_typed_is_not_stale_until_it_is_asked_for_otherwise(root):
     make(root, "learn-subject", "toy", {"steps": 5}, seed=3)
     assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state()
     assert "steps 5 -> 300" in plan_of(root, "learn-subject", "toy").state().reasons
-    edit(root, "", "{learn-subject: {steps: 7, batch: 2}}")
-    assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state().reasons == ("batch 1 -> 2",)
+    edit(root, "", "{learn-subject: {steps: 7, lambda1: 0.5}}")
+    assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state().reasons == ("lambda1 0.25 -> 0.5",)
 
 
 def test_a_subject_from_the_command_line_alone(root):

@@ -43,14 +43,16 @@ class Example:
         return (*self.subjects[1:], self.subjects[0])
 
 
-def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 4,
+def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 6,
                   seed: int = 7, size_name: str = "small") -> Example:
-    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are."""
+    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are. Every other
+    photo is a close one: from those alone a subject is learned without its texture at the size it has in a video."""
     size = SIZES[size_name]
     folders = {name: folder / "photos" / name for name in subjects}
     for name, own in folders.items():
         own.mkdir(parents=True, exist_ok=True)
-        for k, photo in enumerate(photos(name, count, seed, size.pixels)):
+        near, far = photos(name, count, seed, size.pixels), photos(name, count, seed + 1, size.pixels, close=False)
+        for k, photo in enumerate([far[k] if k % 2 else near[k] for k in range(count)]):
             path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
             if not path.exists():
                 Image.fromarray(large).save(path)
