@@ -74,9 +74,8 @@ class UNet3D:
         def part(kind: type, subfolder: str) -> nn.Module:
             files = [path.name for path in (folder / subfolder).glob("*.safetensors")]
             variant = "fp16" if files and all(".fp16." in name for name in files) else None
-            spelling = "dtype" if kind is CLIPTextModel else "torch_dtype"          # transformers 5, diffusers
             return kind.from_pretrained(folder / subfolder, use_safetensors=True, variant=variant,
-                                        **{spelling: DTYPES[dtype]}).to(device)
+                                        dtype=DTYPES[dtype]).to(device)
 
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()                 # a library does not draw

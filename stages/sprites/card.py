@@ -12,7 +12,7 @@ from .world import HELD_OUT_MOTIONS
 SNIPPET = '''import torch
 from diffusers import TextToVideoSDPipeline
 
-pipe = TextToVideoSDPipeline.from_pretrained("stages/sprites/weights/base").to(torch.float32)
+pipe = TextToVideoSDPipeline.from_pretrained("stages/sprites/weights/base", dtype=torch.float32)
 video = pipe("a red circle is jumping over a blue square on the sand", num_frames={frames}, height={pixels},
              width={pixels}, num_inference_steps={steps}, guidance_scale={guidance},
              generator=torch.Generator().manual_seed(0)).frames[0]
