@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
         "learn-motion": {
-            "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
+            "rate": (6e-3, "a base of a few million parameters moves little at 1e-4; at 2e-3 the path is not learned"),
             "batch": (2, "two noise levels a step steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),

@@ -51,7 +51,7 @@ def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), m
     folders = {name: folder / "photos" / name for name in subjects}
     for name, own in folders.items():
         own.mkdir(parents=True, exist_ok=True)
-        near, far = photos(name, count, seed, size.pixels), photos(name, count, seed + 1, size.pixels, close=False)
+        near, far = photos(name, count, seed, size.pixels), photos(name, count, seed + 2, size.pixels, close=False)
         for k, photo in enumerate([far[k] if k % 2 else near[k] for k in range(count)]):
             path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
             if not path.exists():
