@@ -150,9 +150,9 @@ def _apart(rng, n: int, radius: float, low, high) -> np.ndarray:
 
 
 # -- captions -------------------------------------------------------------------------------------------------------
-def _noun_phrase(look: Look, rng) -> list[str]:
+def _noun_phrase(look: Look, rng, complete: bool) -> list[str]:
     words = [rng.choice(["a", "a", "a", "the", "one"])]
-    words += [look.colour] if rng.random() < 0.93 else []
+    words += [look.colour] if rng.random() < 0.93 or complete else []
     if look.texture != "plain":
         named = rng.random() < 0.3 or look.second != "white"
         words += (["and", look.second] if named and len(words) > 1 else []) + [look.texture]
@@ -164,14 +164,14 @@ def _nonsense(rng) -> str:
 
 
 def caption(clip: Clip, motions: list[str], rng: np.random.Generator, complete: bool = False) -> Clip:
-    """Write a caption for the clip: varied wording; unless `complete`, now and then without the motion, the place or an
-    object, or with a verb nobody knows (so that an unknown word means "some motion" and not noise)."""
+    """Write a caption for the clip: varied wording; unless `complete`, now and then without the motion, the place, a
+    colour or an object, or with a verb nobody knows (so that an unknown word means "some motion" and not noise)."""
     keep = list(range(len(clip.actors)))
     if not complete and len(keep) > 1 and rng.random() < 0.06:
         keep.pop(rng.integers(len(keep)))
     chance = rng.random() if not complete else 1.0
     says = "none" if chance < 0.10 else "nonsense" if chance < 0.15 else "verb"
-    phrases = {n: _noun_phrase(clip.actors[n].look, rng) for n in keep}
+    phrases = {n: _noun_phrase(clip.actors[n].look, rng, complete) for n in keep}
     form = int(rng.random() < 0.4)
     photo = len(clip.frames) == 1
 
