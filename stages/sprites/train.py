@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="steps of the base (default: the size's)")
     parser.add_argument("--photos-first", type=int, help="steps that see photos only (default: the size's; 0 with "
                         "--from-shipped)")
+    parser.add_argument("--clips", type=int, help="clips a step and process (default: the size's)")
+    parser.add_argument("--photos", type=int, help="photos a step and process (default: the size's)")
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate of the base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from-shipped", action="store_true", help="start from the package's weights")
@@ -117,6 +120,9 @@ def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
     """One process's part of the training of the base; the first one reports and saves."""
     _say()
     size, shipped = SIZES[args.size], load_base(WEIGHTS / "base") if args.from_shipped else None
+    size = replace(size, clips_per_step=args.clips or size.clips_per_step,
+                   photos_per_step=args.photos or size.photos_per_step)
+    photos_first = args.photos_first if args.photos_first is not None else 0 if shipped else size.photos_first
     team = None
     if processes > 1:
         torch.set_num_threads(1)
@@ -125,10 +131,8 @@ def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
     vae, tokenizer = shipped[::3] if shipped else _fresh(args)
     unet, text, _ = train_base(
         size, args.out, vae.to(args.device).eval(), tokenizer, seed=args.seed, steps=args.steps or size.base_steps,
-        rate=args.rate, photos_first=args.photos_first if args.photos_first is not None else 0 if shipped else
-        size.photos_first, start=shipped and shipped[1:3],
-        workers=args.workers, device=args.device, team=team,
-        report=silent if rank else reporter("base", args.out / "curves.json"))
+        rate=args.rate, photos_first=photos_first, start=shipped and shipped[1:3], workers=args.workers,
+        device=args.device, team=team, report=silent if rank else reporter("base", args.out / "curves.json"))
     if rank == 0:
         save_base(args.out / "base-model", size, vae, unet, text, tokenizer)
         log.info("saved %s", args.out / "base-model")

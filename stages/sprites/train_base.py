@@ -138,8 +138,8 @@ def attention_term(maps: list[Tensor], nouns: Tensor, covers: Tensor, weight: Te
 class Objective:
     """What a step minimises: || v_theta(x_t, c, t) - v ||^2, and the attention term, on rows drawn from a corpus.
 
-    t is drawn with a density proportional to t: shapes, places and paths are decided at the noisiest steps, where a
-    network trained with uniform t had ten times the error of the middle ones."""
+    t is drawn with a density proportional to t for photos, to t^2 for clips: shapes and places are decided at noisy
+    steps, paths at the noisiest, where a network trained with uniform t had ten times the error of the middle ones."""
 
     def __init__(self, unet: UNet3DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, device: str) -> None:
         self.unet, self.text, self.device = unet, text, device
@@ -151,7 +151,8 @@ class Objective:
         """-> (denoising loss, attention term) of `count` examples."""
         pick = torch.randint(len(data.latents), (count,), generator=generator)
         x0 = data.latents[pick].float().to(self.device)
-        t = (len(self.acp) * torch.rand(count, generator=generator).sqrt()).long()
+        power = 3 if x0.shape[2] > 1 else 2
+        t = (len(self.acp) * torch.rand(count, generator=generator) ** (1 / power)).long()
         noise = torch.randn(x0.shape, generator=generator).to(self.device)
         drop = torch.rand(count, generator=generator) < DROP
         ids = torch.where(drop[:, None], self.empty, data.ids[pick]).to(self.device)
