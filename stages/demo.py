@@ -7,11 +7,14 @@ noise, with the roles exchanged, and the plain base: a path that the noise alone
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from .core.jobs import side_by_side
 from .core.report import Report, silent
 from .core.sheets import contact_sheet
 from .core.video import read_clip, read_images
@@ -47,11 +50,8 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
     example = write_example(folder, subjects=subjects, motion=motion)
     project = Workspace(folder) if (folder / "project.yaml").exists() else _create(folder, example)
     common = dict(device=device, dtype=dtype, report=report)
-    segment(project, f"motions/{motion}", **common)
-    invert(project, motion, seed=seed, **common)
-    for name in subjects:
-        learn_subject(project, name, seed=seed, **common)
-    learn_motion(project, motion, seed=seed, **common)
+    workers = min(os.cpu_count() or 1, 1 + len(subjects)) if device == "cpu" else 1
+    _learn(project, subjects, motion, dict(device=device, dtype=dtype, seed=seed), workers, report)
     if len(subjects) > 1:
         fuse(project, list(subjects), seed=seed, **common)
     made = _samples(project, example, seed, common)
@@ -63,6 +63,24 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
     table = folder / "demo.json"
     table.write_text(json.dumps({row: asdict(verdict) for row, verdict in verdicts.items()}, indent=1) + "\n")
     return Demo((table, sheet, made[VIDEO].folder / "video.mp4"), verdicts, scores)
+
+
+def _learn(project: Workspace, subjects: tuple[str, ...], motion: str, common: dict, workers: int,
+           report: Report) -> None:
+    """Everything that needs no other's product, side by side on a CPU, one after the other on a GPU."""
+    calls = {"the motion's actors": partial(_actors, project, motion, **common),
+             **{f"<{name}>": partial(learn_subject, project, name, **common) for name in subjects},
+             "the motion": partial(learn_motion, project, motion, **common)}
+    if workers > 1:
+        side_by_side(calls, workers=workers, after={"the motion": ["the motion's actors"]}, report=report)
+    else:
+        for call in calls.values():
+            call(report=report)
+
+
+def _actors(project: Workspace, motion: str, seed: int, **common: object) -> Artifact:
+    segment(project, f"motions/{motion}", **common)
+    return invert(project, motion, seed=seed, **common)
 
 
 EXCHANGED = "roles exchanged"

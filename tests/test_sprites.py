@@ -20,7 +20,16 @@ from stages.sprites.corpus import coverage
 from stages.sprites.optim import MuonAdamW, orthogonalized
 from stages.sprites.sizes import SIZES
 from stages.sprites.train import WEIGHTS, save_base
-from stages.sprites.train_base import NounMaps, attention_term, new_models, noun_positions, train_base
+from stages.sprites.train_base import (
+    WORD_NORM,
+    NounMaps,
+    Paths,
+    attention_term,
+    new_models,
+    noun_positions,
+    redraw_words,
+    train_base,
+)
 from stages.sprites.train_vae import centre_latents, new_vae
 from stages.sprites.words import make_tokenizer
 
@@ -141,6 +150,54 @@ def test_attention_on_the_object_costs_less_than_beside_it():
     assert attention_term([inside], nouns, cover, weight) < 0.1 < 2 < attention_term([outside], nouns, cover, weight)
 
 
+def test_the_path_term_asks_for_place_way_and_time():
+    covers = torch.zeros(1, 3, 3, 8, 8)
+    for frame, column in enumerate((6, 4, 2)):       # the first object moves left by four cells
+        covers[0, 0, frame, 3:5, column:column + 2] = 1
+    covers[0, 1, :, :2, :2] = 1                                         # an object that no noun names
+    wanted, seen = Paths.targets(torch.tensor([[2, -1, -1]]), covers)
+    x, y, way_x, way_y, time = wanted[0].T
+    assert torch.allclose(x, torch.tensor([1.875, 0.625, -0.625])) and torch.allclose(y, torch.zeros(3))
+    assert torch.allclose(way_x, torch.full((3,), -1.25)) and torch.allclose(way_y, torch.zeros(3))
+    assert time.tolist() == [-1.5, 0.0, 1.5] and seen.all()
+    assert not Paths.targets(torch.tensor([[-1, -1, -1]]), covers)[1].any()
+
+
+def test_the_path_term_is_the_error_of_its_heads_and_reaches_the_unet(tokenizer):
+    torch.manual_seed(0)
+    unet, _ = new_models(TINY, tokenizer)
+    paths, covers = Paths(unet), torch.rand(2, 3, 4, 8, 8)
+    for head in paths.heads:
+        torch.nn.init.normal_(head.weight)
+    nouns = torch.tensor([[2, 5, -1], [-1, -1, -1]])           # nothing is named in the second
+    unet(torch.randn(2, 6, 4, 8, 8), 900, torch.randn(2, 8, 24))
+    features = [x.detach().double() for x in paths.seen]
+    loss = paths.term(nouns, covers)
+    wanted, _ = Paths.targets(nouns, covers)
+    expected = []
+    for head, x in zip(paths.heads, features):
+        for f in range(4):
+            row = x[f].mean((1, 2))                                     # (B F, C, h, w): the first example
+            row = (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
+            expected.append((row @ head.weight.double().T + head.bias.double() - wanted[0, f]).square().mean())
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4) and not paths.seen
+    loss.backward()
+    assert unet.conv_in.weight.grad.abs().max() > 0
+
+
+def test_redrawn_words_lie_far_apart_and_pieces_are_refused(tokenizer):
+    _, text = new_models(TINY, tokenizer)
+    before = text.get_input_embeddings().weight.detach().clone()
+    redraw_words(text, tokenizer, ["left", "right"])
+    left, right, up = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("left", "right", "up"))
+    after = text.get_input_embeddings().weight
+    assert after[left].norm().item() == pytest.approx(WORD_NORM)
+    assert (after[left] - after[right]).norm() > 0.5 * WORD_NORM
+    assert torch.equal(after[up], before[up])
+    with pytest.raises(ValueError, match="tokens"):
+        redraw_words(text, tokenizer, ["orbiting"])
+
+
 def test_coverage_is_the_share_of_a_cell():
     clip = draw(5, objects=1)
     assert np.allclose(coverage(clip)[0] / 255, clip.masks[0].reshape(8, 8, 4, 8, 4).mean((2, 4)), atol=0.003)
@@ -171,7 +228,7 @@ def _train(folder: Path, tokenizer, steps: int = 4, die_at: int | None = None):
             raise KeyboardInterrupt
 
     return train_base(TINY, folder, vae, tokenizer, seed=3, steps=steps, workers=1, device="cpu", report=report,
-                      photos_first=1, save_every_seconds=0.0)
+                      photos_first=1, singles=1, save_every_seconds=0.0)
 
 
 def test_a_killed_training_ends_in_the_very_weights_of_the_calm_one(tmp_path, tokenizer):

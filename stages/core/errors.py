@@ -11,6 +11,9 @@ class VideomageError(Exception):
         super().__init__(f"{what}. {remedy}" if remedy else what)
         self.what, self.remedy = what, remedy
 
+    def __reduce__(self):                             # an error of another process arrives whole
+        return type(self), (self.what, self.remedy)
+
 
 class UsageError(VideomageError):
     """The command or an option is wrong."""

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..core.report import Report, silent
 from ..core.train import Team
 from .sizes import SIZES, Size
-from .train_base import corpora, new_scheduler, train_base
+from .train_base import corpora, new_scheduler, redraw_words, train_base
 from .train_vae import train_vae
 from .words import make_tokenizer
 
@@ -84,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="steps of the base (default: the size's)")
     parser.add_argument("--photos-first", type=int, help="steps that see photos only (default: the size's; 0 with "
                         "--from-shipped)")
+    parser.add_argument("--singles", type=int, default=0, help="steps after these that see clips of one object only")
+    parser.add_argument("--redraw", nargs="+", default=(), metavar="WORD", help="words whose embeddings are drawn anew")
     parser.add_argument("--clips", type=int, help="clips a step and process (default: the size's)")
     parser.add_argument("--photos", type=int, help="photos a step and process (default: the size's)")
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate of the base")
@@ -129,10 +131,14 @@ def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         team = Team(rank, processes, args.out / f"meeting-{os.getppid()}")
     vae, tokenizer = shipped[::3] if shipped else _fresh(args)
+    torch.manual_seed(args.seed)
+    if args.redraw:
+        redraw_words(shipped[2], tokenizer, args.redraw)
     unet, text, _ = train_base(
         size, args.out, vae.to(args.device).eval(), tokenizer, seed=args.seed, steps=args.steps or size.base_steps,
-        rate=args.rate, photos_first=photos_first, start=shipped and shipped[1:3], workers=args.workers,
-        device=args.device, team=team, report=silent if rank else reporter("base", args.out / "curves.json"))
+        rate=args.rate, photos_first=photos_first, singles=args.singles, start=shipped and shipped[1:3],
+        workers=args.workers, device=args.device, team=team,
+        report=silent if rank else reporter("base", args.out / "curves.json"))
     if rank == 0:
         save_base(args.out / "base-model", size, vae, unet, text, tokenizer)
         log.info("saved %s", args.out / "base-model")
