@@ -218,5 +218,6 @@ def _forecast(run: Run, plan: Plan) -> dict[str, object]:
     skipped = bool(state) and not run.force
     if not skipped:
         plan.require(stale_too=not run.force)
-    return {"stage": plan.stage.name, "name": plan.name, "state": state.kind, "reasons": list(state.reasons),
+    reasons = [*state.reasons, *(["--force"] if state and run.force else [])]
+    return {"stage": plan.stage.name, "name": plan.name, "state": state.kind, "reasons": reasons,
             "would": "skip" if skipped else "make", "path": str(plan.folder)}
