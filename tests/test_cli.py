@@ -132,6 +132,7 @@ def test_fuse_takes_its_subjects_in_every_form(project, typed):
 
 
 @pytest.mark.parametrize("args, code, sentence", [
+    (["demo", "--subjects", "toy", "pat"], 2, "Did you mean 'pet'"), (["demo", "--motion", "chaes"], 2, "'chase'"),
     (["fuse", "--subjects", "toy"], 2, "two subjects or more"),
     (["fuse", "--subjects", "toy", "dgo"], 3, "Did you mean 'dog'"),
     (["fuse"], 4, "Run: videomage learn-subject"), (["fuse", "--steps", "0"], 2, "1 or more"),
@@ -242,8 +243,11 @@ def test_talk_without_a_terminal(capsys):
         for step in range(1, 101):
             report(step=step, of=100, loss=1 / step)
         report(note="a [bracketed] note")
+        for call in ("<toy>", "<pet>"):                         # one that was spoken of does not silence the other
+            report(call=call, step=1, of=9)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["fuse: 1 of 100 loss=1", "fuse: 100 of 100 loss=0.01", "fuse: a [bracketed] note"]
+    assert lines == ["fuse: 1 of 100 loss=1", "fuse: 100 of 100 loss=0.01", "fuse: a [bracketed] note",
+                     "fuse: <toy>: 1 of 9", "fuse: <pet>: 1 of 9"]
 
 
 def test_the_stop_flag():

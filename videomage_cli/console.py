@@ -62,7 +62,9 @@ class Talk:
     """The report of a stage: a bar on a terminal, a line now and then elsewhere. A context manager."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.bar, self.task, self.spoken = label, None, None, 0.0
+        self.label, self.bar = label, None
+        self.tasks: dict[str, int] = {}              # of the bar, and when each was last spoken of
+        self.spoken: dict[str, float] = {}
 
     def __enter__(self) -> Talk:
         if sys.stderr.isatty():
@@ -79,22 +81,24 @@ class Talk:
             self.bar.stop()
 
     def __call__(self, **facts: object) -> None:
-        """step, of: progress. note: a sentence. Everything else is shown beside the bar as name=value."""
-        note, step, of = facts.pop("note", None), facts.pop("step", None), facts.pop("of", None)
+        """step, of: progress. note: a sentence. call: which of several that run at once says it. Everything else is
+        shown beside the bar as name=value."""
+        note, step, of, call = (facts.pop(key, None) for key in ("note", "step", "of", "call"))
+        label = f"{self.label}: {call}" if call else self.label
         if note is not None and self.bar:
-            self.bar.console.print(f"{self.label}: {note}", markup=False)
+            self.bar.console.print(f"{label}: {note}", markup=False)
         elif note is not None:
-            say(f"{self.label}: {note}")
+            say(f"{label}: {note}")
         if step is None:
             return
         shown = " ".join(f"{key}={number(value)}" for key, value in facts.items())
         if self.bar:
-            if self.task is None:
-                self.task = self.bar.add_task(self.label, facts="")
-            self.bar.update(self.task, completed=step, total=of, facts=shown)
-        elif step == of or time.monotonic() - self.spoken > QUIET_SECONDS:
-            self.spoken = time.monotonic()
-            say(f"{self.label}: {step} of {of} {shown}".rstrip())
+            if label not in self.tasks:
+                self.tasks[label] = self.bar.add_task(label, facts="")
+            self.bar.update(self.tasks[label], completed=step, total=of, facts=shown)
+        elif step == of or time.monotonic() - self.spoken.get(label, -QUIET_SECONDS) > QUIET_SECONDS:
+            self.spoken[label] = time.monotonic()
+            say(f"{label}: {step} of {of} {shown}".rstrip())
 
 
 def debugging() -> bool:
