@@ -132,7 +132,6 @@ def test_fuse_takes_its_subjects_in_every_form(project, typed):
 
 
 @pytest.mark.parametrize("args, code, sentence", [
-    (["demo", "--subjects", "toy", "pat"], 2, "Did you mean 'pet'"), (["demo", "--motion", "chaes"], 2, "'chase'"),
     (["fuse", "--subjects", "toy"], 2, "two subjects or more"),
     (["fuse", "--subjects", "toy", "dgo"], 3, "Did you mean 'dog'"),
     (["fuse"], 4, "Run: videomage learn-subject"), (["fuse", "--steps", "0"], 2, "1 or more"),
@@ -146,6 +145,13 @@ def test_refusals(project, args, code, sentence):
     out, err = run(project, *args, code=code)
     assert sentence.lower() in err.lower() and "Traceback" not in err and not out
     assert not (project / "fused").exists()
+
+
+@pytest.mark.parametrize("args, sentence", [(["--subjects", "toy", "pat"], "Did you mean 'pet'"),
+                                            (["--motion", "chaes"], "Did you mean 'chase'")])
+def test_the_demo_refuses_what_its_world_does_not_have(tmp_path, args, sentence):
+    done = CliRunner().invoke(app, ["demo", str(tmp_path / "demo"), *args])
+    assert done.exit_code == 2 and sentence in done.stderr and not (tmp_path / "demo").exists()
 
 
 def test_init_writes_a_project_that_can_be_read(tmp_path, base_folder):
