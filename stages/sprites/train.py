@@ -56,6 +56,9 @@ def save_base(folder: Path, size: Size, vae, unet, text, tokenizer) -> None:
     half = {"vae": vae, "unet": unet, "text_encoder": text}
     for name, model in half.items():
         type(model).from_pretrained(_saved(model, folder / name)).half().save_pretrained(folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)                            # the folder it was saved in says nothing
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(folder / "tokenizer")
     new_scheduler().save_pretrained(folder / "scheduler")
     classes = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet3DConditionModel"],
