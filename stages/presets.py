@@ -10,8 +10,8 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "inversion_steps": (25, "the steps of sampling: inversion must walk the same schedule back"),
         },
         "learn-subject": {
-            "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
-            "token_rate": (5e-3, "the same; a token of a narrow text encoder has to travel further"),
+            "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
+            "token_rate": (2e-4, "faster, the token takes on a verb (it bounces) and swallows the other subject"),
             "batch": (8, "a photo is an eighth of a clip: eight cost one clip and steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
@@ -19,13 +19,13 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
         "learn-motion": {
-            "rate": (6e-3, "a base of a few million parameters moves little at 1e-4; at 2e-3 the path is not learned"),
+            "rate": (1.5e-3, "a base of a few million parameters moves little at 1e-4; at 3e-3 the clip's place leaks"),
             "batch": (2, "two noise levels a step steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
         },
         "fuse": {
-            "rate": (1e-3, "a base of a few million parameters moves little at 1e-4"),
+            "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
             "video_steps": (25, "the small base gains nothing from more"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
         },
