@@ -100,6 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, help="processes of one thread each that train the base: on a CPU "
                         "faster than threads (default: 2 on a CPU, else 1). The result depends on it")
     args = parser.parse_args(argv)
+    if args.redraw and not args.from_shipped:
+        parser.error("--redraw goes with --from-shipped: new models have new words anyway")
     args.out = args.out or Path("runs") / f"sprites-{args.size}"
     if "vae" in args.only and not args.from_shipped:
         _vae(args)
