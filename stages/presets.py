@@ -11,7 +11,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
         "learn-subject": {
             "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
-            "token_rate": (2e-4, "faster, the token takes on a verb (it bounces) and swallows the other subject"),
+            "token_rate": (2e-4, "about the paper's share of the rate; at 5e-3 a verb loses the other subject"),
             "batch": (8, "a photo is an eighth of a clip: eight cost one clip and steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -81,3 +83,30 @@ def test_a_request_to_stop_reaches_the_calls(tmp_path):
     finally:
         clear_stop()
     assert ended.exists()
+
+
+def _work_on(path: Path, report) -> None:
+    while True:
+        path.write_text(str(os.getpid()))
+        time.sleep(0.05)
+
+
+def _still_written(path: Path) -> bool:
+    before = path.stat().st_mtime_ns
+    time.sleep(0.5)
+    return path.stat().st_mtime_ns != before
+
+
+def test_a_killed_parent_leaves_no_worker_behind(tmp_path):
+    at_work = tmp_path / "at-work"
+    parent = subprocess.Popen([sys.executable, "-c", f"""if __name__ == "__main__":
+        from functools import partial
+        from pathlib import Path
+        from stages.core.jobs import side_by_side
+        from tests.test_jobs import _work_on
+        side_by_side({{"work": partial(_work_on, Path({str(at_work)!r}))}}, workers=1)"""],
+                              cwd=Path(__file__).parents[1])
+    assert any(at_work.exists() or time.sleep(0.05) for _ in range(1200))
+    parent.kill()
+    parent.wait()
+    assert any(not _still_written(at_work) for _ in range(20))

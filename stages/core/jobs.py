@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait as wait_for
 from queue import Empty
 
 from .report import Report, ask_to_stop, asked_to_stop, silent
@@ -45,7 +47,8 @@ def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
 
 
 def _begin(facts, stopping) -> None:
-    """In a worker: one thread; Ctrl-C and SIGTERM are the parent's to answer, who lets us know."""
+    """In a worker: one thread; Ctrl-C and SIGTERM are the parent's to answer, who lets us know. Where the parent was
+    killed, so are we: the pool alone would leave us at work, and then waiting for ever."""
     global _facts
     import torch
 
@@ -53,6 +56,8 @@ def _begin(facts, stopping) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _facts = facts
+    alive = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: wait_for([alive]) and os._exit(1), daemon=True).start()
     threading.Thread(target=lambda: stopping.wait() and ask_to_stop(), daemon=True).start()
 
 

@@ -38,8 +38,9 @@ def write_card(path: Path, size: Size, rows: Sequence, history: list[dict], step
     vocabulary = size.vocabulary
     path.write_text(f"""# Model card: the sprites base ({size.name})
 
-A text-to-video base small enough for a laptop's CPU, trained from nothing by `make sprites` on a world that this
-project renders. It is videomage's laboratory bench: every object, mask and path of its world is known.
+A text-to-video base small enough for a laptop's CPU, trained from nothing by `train.py`, in the runs listed below,
+on a world that this project renders. It is videomage's laboratory bench: every object, mask and path of its world is
+known.
 
 * **Data**: {size.corpus_clips:,} clips of {size.frames} frames and {size.corpus_photos:,} single pictures,
   {size.pixels} x {size.pixels} pixels, rendered by `world.py` from seeds 1 and 2; no picture and no
