@@ -2,10 +2,14 @@
 
     L_fusion = 1/N sum_n E || eps_theta_s^(x_n, c_n, t) - eps_theta_s,n(x_n, c_n, t) ||^2
     L_attn   = 1/2 sum_{i=1,2} || M_SCA,i - M_i ||^2          on CutMix compositions of two subjects
-    L        = L_fusion + lambda2 L_attn                      from the exact mean of the subject LoRAs
+    L        = L_fusion + lambda2 L_attn + lambda_mix L_mix   from the exact mean of the subject LoRAs
 
 x_n: videos sampled from subject n's own LoRA ("A <sub_n>"), which is also the teacher. Any N >= 2: the pair of L_attn
 changes from step to step.
+
+L_mix (**ours**, 0 in the paper) is the denoising loss of the composition under its prompt, "A <sub_i> and a <sub_j>".
+L_fusion shows the student one subject at a time and L_attn only where to look: nothing else tells it that two may be
+in one frame, each whole.
 
 Legend: x latents (B, C, F, h, w); V videos of a subject, K compositions of a pair; L text tokens, D their width.
 """
@@ -29,11 +33,11 @@ from .core.attention import run_until, watch, word_maps
 from .core.cutmix import Cut, cutmix
 from .core.denoise import draw, encode, gaussian, go_on, noised, pick, seed_of, sites_of
 from .core.errors import BadInput, UsageError
-from .core.lora import Lora, applied, branches, load_tokens, mean, save, training
+from .core.lora import Lora, branches, load_tokens, mean, save, training
 from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
-from .core.train import fit
+from .core.train import fit, schedule
 from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
 from .options import FuseOptions
@@ -55,8 +59,8 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Pair:
-    """K CutMix compositions of two subjects: latents (K, C, F, h, w); masks (K, 2, F, H, W), what is visible of each;
-    vectors (1, L, D) of "A <i> and a <j>"; words: the token positions of <i> and of <j> in it."""
+    """K CutMix compositions of two subjects in this order: latents (K, C, F, h, w); masks (K, 2, F, H, W), what is
+    visible of each; vectors (1, L, D) of "A <i> and a <j>"; words: the token positions of <i> and of <j> in it."""
 
     latents: Tensor
     masks: Tensor
@@ -123,28 +127,39 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], pairs: Sequence[
                 wanted = backbone.predict(row.x, row.t, c_n)                             # eps_theta_s,n
             rows([None] * len(names))
             loss_fusion = losses.fusion(backbone.predict(row.x, row.t, c_n), wanted)     # L_fusion
-            if options.lambda2 == 0:
+            if options.lambda2 == 0 and options.lambda_mix == 0:
                 return {"loss": loss_fusion}
             rows([None])
-            loss_attn = composition_loss(backbone, pairs[step % len(pairs)], sites, generator)        # L_attn
-            return {"loss": losses.total_fusion(loss_fusion, loss_attn, options.lambda2),
-                    "L_fusion": loss_fusion, "L_attn": loss_attn}
+            on_pair = composition_losses(backbone, pairs[step % len(pairs)], sites, generator,
+                                         whole=options.lambda_mix > 0)               # L_attn, L_mix
+            loss = losses.total_fusion(loss_fusion, on_pair["L_attn"], options.lambda2)
+            if options.lambda_mix:
+                loss = loss + options.lambda_mix * on_pair["L_mix"]
+            return {"loss": loss, "L_fusion": loss_fusion, **on_pair}
 
         optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, stop=asked_to_stop, report=report)
+            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop, report=report)
         return own.lora(subjects="+".join(t.name for t in teachers))
 
 
-def composition_loss(backbone: Backbone, pair: Pair, sites: Sequence, generator: torch.Generator) -> Tensor:
-    """L_attn on one composition of a pair, noised at a random t. The forward ends with the last watched layer."""
+def composition_losses(backbone: Backbone, pair: Pair, sites: Sequence, generator: torch.Generator, *,
+                       whole: bool) -> dict[str, Tensor]:
+    """L_attn on one composition of a pair, noised at a random t; whole: L_mix as well. Without it the forward ends
+    with the last watched layer."""
     k = pick(len(pair.latents), 1, generator)
     row = noised(backbone, pair.latents[k], generator)
     frames, *size = row.x.shape[2:]
+    out: dict[str, Tensor] = {}
+
+    def forward() -> None:
+        out["L_mix"] = losses.denoising(backbone.predict(row.x, row.t, pair.vectors), row.target)
+
     with watch(backbone.denoiser, sites) as maps:
-        run_until(backbone.denoiser, sites[-1], lambda: backbone.predict(row.x, row.t, pair.vectors))
+        forward() if whole else run_until(backbone.denoiser, sites[-1], forward)
     sca = [word_maps(maps, sites, words, frames, tuple(size)) for words in pair.words]   # M_SCA,i
-    return losses.attention(sca, [pair.masks[k, n].to(row.x) for n in (0, 1)])
+    masks = [pair.masks[k, n].to(row.x) for n in (0, 1)]
+    return {"L_attn": losses.attention(sca, masks), **(out if whole else {})}
 
 
 # -- training videos -------------------------------------------------------------------------------------------------
@@ -157,13 +172,12 @@ def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: F
     if path and path.is_file():
         return Teacher(name, token, lora, vectors, load_file(path)["latents"].to(backbone.device))
     videos = []
-    with applied(backbone.denoiser, lora):
-        for v in range(options.videos):
-            go_on()
-            x_T = gaussian(backbone, backbone.frames, seed_of(seed, name, v))
-            videos.append(draw(backbone, subject_prompt(name), x_T, tokens={placeholder(name): token},
-                               steps=options.video_steps, guidance=options.guidance))
-            report(step=v + 1, of=options.videos, drawing=name)
+    for v in range(options.videos):
+        go_on()
+        x_T = gaussian(backbone, backbone.frames, seed_of(seed, name, v))
+        videos.append(draw(backbone, subject_prompt(name), x_T, tokens={placeholder(name): token}, lora=lora,
+                           steps=options.video_steps, guidance=options.guidance, unconditional=options.unconditional))
+        report(step=v + 1, of=options.videos, drawing=name)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": torch.cat(videos).cpu()}, partial := path.with_suffix(".partial"))
@@ -191,11 +205,12 @@ def cuts_of(backbone: Backbone, subject: Teacher, finder: segmenters.Segmenter, 
 
 def compose_pairs(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
                   seed: int = 0) -> list[Pair]:
-    """For every two subjects options.videos CutMix compositions; their latents and text vectors are computed once."""
+    """For every two subjects, in either order, options.compositions of CutMix; latents and text vectors are computed
+    once. Either order: else the one that is always named second is the one that a prompt loses (**ours**)."""
     pairs = []
-    for first, second in itertools.combinations(teachers, 2):
+    for first, second in itertools.permutations(teachers, 2):
         made = []
-        for k in range(options.videos):
+        for k in range(options.compositions):
             rng = np.random.default_rng(seed_of(seed, first.name, second.name, k))
             parts = [cuts[t.name][rng.integers(len(cuts[t.name]))] for t in (first, second)]
             made.append(cutmix(*parts, rng, options.overlap))
@@ -219,13 +234,15 @@ def _preview(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, li
             for name, found in cuts.items()]
     x_T = gaussian(backbone, backbone.frames, seed)
     average = mean([t.lora for t in teachers])
-    for (first, second), pair in zip(itertools.combinations(teachers, 2), pairs):
+    for (first, second), pair in zip(itertools.permutations(teachers, 2), pairs):
+        if first.name > second.name:
+            continue                                             # each pair is shown in one of its orders
         prompt, names = pair_prompt(first.name, second.name), (first.name, second.name)
         masks = dict(zip(names, pair.masks[0].cpu().numpy()))
         rows.append((f"CutMix, {prompt}", overlay(backbone.decode(pair.latents[:1])[0], masks)))
         for label, which in (("mean of the LoRAs", average), ("fused LoRA", lora)):
-            with applied(backbone.denoiser, which):
-                x_0 = draw(backbone, prompt, x_T, tokens={placeholder(t.name): t.token for t in (first, second)},
-                           steps=options.video_steps, guidance=options.guidance)
+            x_0 = draw(backbone, prompt, x_T, tokens={placeholder(t.name): t.token for t in (first, second)},
+                       lora=which, steps=options.video_steps, guidance=options.guidance,
+                       unconditional=options.unconditional)
             rows.append((f"{label}, {prompt}", backbone.decode(x_0)[0]))
     return rows

@@ -58,9 +58,9 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
             vectors_m, vectors_ap = backbone.embed([c_m, c_ap], tokens).split(1)         # constant: embedded once
         previews, look = Previews(plan.checkpoints), resolve("sample", project.settings)
 
-        def preview(step: int) -> None:
-            x_0 = draw(backbone, c_m, gaussian(backbone, backbone.frames, seed), tokens=tokens, steps=look.steps,
-                       guidance=look.guidance)
+        def preview(step: int, lora: Lora) -> None:
+            x_0 = draw(backbone, c_m, gaussian(backbone, backbone.frames, seed), tokens=tokens, lora=lora,
+                       steps=look.steps, guidance=look.guidance, unconditional=look.unconditional)
             previews.add(step, backbone.decode(x_0)[0])
 
         lora = learn_motion_tensors(backbone, encode(backbone, clip_FHWC[None]), vectors_m, vectors_ap, options,
@@ -86,11 +86,11 @@ def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapp
 
 def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
                          options: LearnMotionOptions, *, seed: int = 0, checkpoints: Path | None = None,
-                         identity: str = "", preview: Callable[[int], None] | None = None,
+                         identity: str = "", preview: Callable[[int, Lora], None] | None = None,
                          report: Report = silent) -> Lora:
     """Minimise L_mot over the temporal LoRA. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
 
-    preview(step) is called at a third, at two thirds and at the end, with the LoRA in place.
+    preview(step, lora) is called at a third, at two thirds and at the end, with the base as it was.
     """
     x_m = latents_1CFhw.repeat(options.batch, 1, 1, 1, 1)
     c_m, c_ap = (vectors.expand(options.batch, -1, -1) for vectors in (vectors_m, vectors_ap))
@@ -98,7 +98,8 @@ def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: T
 
     def after_step(step: int) -> None:
         if preview and step + 1 in shown:
-            preview(step + 1)
+            with own.disabled():
+                preview(step + 1, own.lora())
 
     with training(backbone.denoiser, backbone.targets("motion"), options.rank, options.alpha, seed) as own:
 

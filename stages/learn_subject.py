@@ -28,7 +28,7 @@ from .core.errors import BadInput
 from .core.lora import Lora, save, save_tokens, training
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
-from .core.train import fit
+from .core.train import fit, schedule
 from .core.video import ANIMATIONS, natural, read_clip, read_images
 from .core.workspace import Artifact, Workspace, keep
 from .options import LearnSubjectOptions
@@ -36,7 +36,7 @@ from .presets import auxiliary_prompts
 from .prompts import placeholder, subject_prompt
 
 CLIPS = {".mp4", ".mov", ".webm", ".mkv", ".avi"} | ANIMATIONS
-Preview = Callable[[int, Tensor], None]
+Preview = Callable[[int, Tensor, Lora], None]
 
 
 def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions | None = None, *,
@@ -63,9 +63,10 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
         clips = auxiliary(project, backbone, plan.inputs.get("auxiliary"), options, report)
         previews = Previews(plan.checkpoints)
 
-        def preview(step: int, token: Tensor) -> None:
+        def preview(step: int, token: Tensor, lora: Lora) -> None:
             x_0 = draw(backbone, subject_prompt(subject), gaussian(backbone, backbone.frames, seed),
-                       tokens={placeholder(subject): token}, steps=options.video_steps, guidance=options.guidance)
+                       tokens={placeholder(subject): token}, lora=lora, steps=options.video_steps,
+                       guidance=options.guidance, unconditional=options.unconditional)
             previews.add(step, backbone.decode(x_0)[0])
 
         token, lora = learn_subject_tensors(
@@ -85,7 +86,7 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
     """Minimise L_sub + lambda1 L_reg over the token (1, width) and the spatial LoRA -> both.
 
     latents_NC1hw: the photos. clips: (caption, latents (1, C, F, h, w)) of the auxiliary set; none: L_sub alone.
-    preview(step, token) is called every options.preview_every steps and at the end, with the LoRA in place.
+    preview(step, token, lora) is called every options.preview_every steps and at the end, with the base as it was.
     """
     name = placeholder(subject)
     token = backbone.word_embedding(class_word).float().mean(0, keepdim=True).requires_grad_()
@@ -105,13 +106,15 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
     def after_step(step: int) -> None:
         done = step + 1
         if preview and (done == options.steps or options.preview_every and done % options.preview_every == 0):
-            preview(done, token.detach())
+            with own.disabled():
+                preview(done, token.detach(), own.lora())
 
     with training(backbone.denoiser, backbone.targets("subject"), options.rank, options.alpha, seed) as own:
         optimizer = torch.optim.AdamW([{"params": [token], "lr": options.token_rate},
                                        {"params": list(own.values()), "lr": options.rate}], weight_decay=0.0)
         fit({"token": token, **own}, losses_at, optimizer=optimizer, steps=options.steps, seed=seed,
-            checkpoints=checkpoints, identity=identity, after_step=after_step, stop=asked_to_stop, report=report)
+            checkpoints=checkpoints, identity=identity, rate=schedule(options.schedule, options.steps),
+            after_step=after_step, stop=asked_to_stop, report=report)
         return token.detach(), own.lora(subject=subject, **{"class": class_word})
 
 

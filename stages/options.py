@@ -70,6 +70,7 @@ class LearnSubjectOptions(Options):
     steps: int = option(300, "1.. steps", "training steps", "suppl.")
     rate: float = option(1e-4, "(0..10", "learning rate of the LoRA", "suppl.")
     token_rate: float = option(1e-5, "0..10", "learning rate of the subject's token", "suppl.")
+    schedule: str = option("constant", "", "course of the learning rate: constant, or cosine (to nothing)", "ours")
     rank: int = option(32, "1..4096", "rank of the LoRA", "ours")
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "photos in a step", "ours")
@@ -78,6 +79,7 @@ class LearnSubjectOptions(Options):
     auxiliary_count: int = option(16, "1.. clips", "how many to draw from the base when no folder is named", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of the clips drawn from the base and of previews", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
+    unconditional: str = option("own", "", "previews: as in sample", "ours", identity=False)
     preview_every: int = option(100, "0.. steps", "how often to draw a preview; 0: only at the end", identity=False)
 
 
@@ -101,11 +103,15 @@ class FuseOptions(Options):
 
     steps: int = option(300, "1.. steps", "training steps", "suppl. (250-450)")
     rate: float = option(1e-4, "(0..10", "learning rate of the fused LoRA", "suppl.")
+    schedule: str = option("constant", "", "course of the learning rate: constant, or cosine (to nothing)", "ours")
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
     lambda2: float = option(0.6, "0..1000", "weight of L_attn, which ties each token to its own subject", "§3.4")
+    lambda_mix: float = option(0.0, "0..1000", "weight of L_mix: denoise the compositions themselves; 0: none", "ours")
     videos: int = option(4, "1.. videos", "training videos sampled from each subject's own LoRA", "ours")
+    compositions: int = option(16, "1.. videos", "CutMix compositions of each two subjects, in either order", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
+    unconditional: str = option("own", "", "what guidance turns from in them, own or base: as in sample", "ours")
     segmenter: str = option("clipseg", "", "what finds the subject in them: clipseg", "§3.4; ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
@@ -118,11 +124,15 @@ class SampleOptions(Options):
 
     steps: int = option(50, "1..1000 steps", "DDIM steps", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale; 1: none", "§4")
+    unconditional: str = option("own", "", "what the subject branch's guidance turns from: the answer to the empty "
+                                "prompt with its LoRA (own), or of the frozen base (base)", "ours")
     tau: int = option(15, "0..1000 steps", "how many of the first steps are guided; 0: none", "§3.5")
     alpha: float = option(1e4, "0..1e12", "guidance strength at 576x320x24, rescaled to the latent at hand", "§3.5")
     alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
     beta_s: float = option(0.5, "0..1", "weight of the subject branch's noise", "§3.5")
     beta_m: float = option(0.5, "0..1", "weight of the motion branch's noise", "§3.5")
+    motion_steps: int | None = option(None, "0..1000 steps", "in how many of the first steps the motion branch takes "
+                                      "part; default: in all", "ours")
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
     branches: str = option("auto", "", "which run: auto (those there are), subject, motion, none; for ablations", "§4")

@@ -17,6 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
             "video_steps": (25, "the small base gains nothing from more"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
+            "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
         },
         "learn-motion": {
             "rate": (1.5e-3, "a base of a few million parameters moves little at 1e-4; at 3e-3 the clip's place leaks"),
@@ -28,11 +29,13 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
             "video_steps": (25, "the small base gains nothing from more"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
+            "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
         },
         "sample": {
             "steps": (25, "the small base gains nothing from more"),
             "tau": (8, "the paper's share of guided steps, 15 of 50"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
+            "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
         },
     },
 }

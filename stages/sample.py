@@ -21,7 +21,7 @@ from torch import Tensor
 from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
-from .core.denoise import gaussian, sites_of
+from .core.denoise import from_base, gaussian, sites_of
 from .core.errors import BadInput, Interrupted, UsageError
 from .core.lora import Lora, branches, load_tokens
 from .core.lora import load as load_lora
@@ -102,7 +102,8 @@ def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, opt
     with branches(backbone.denoiser, loras) as rows:
         return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
                            guidance=options.guidance, alpha_s=options.alpha, alpha_m=alpha_motion,
-                           beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers, report=report)
+                           beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers,
+                           motion_steps=options.motion_steps, report=report)
 
 
 def initial_noise(backbone: Backbone, inverted: Tensor | None, options: SampleOptions, seed: int) -> Tensor:
@@ -131,7 +132,8 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
     with_motion = options.branches in ("auto", "motion") and learned.motion is not None
     places, plain_places = backbone.positions(target.text, learned.tokens), backbone.positions(target.plain)
     c_tgt, c_plain, empty = backbone.embed([target.text, target.plain, ""], learned.tokens).split(1)
-    subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject")
+    subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject",
+                     from_base(options.unconditional))
     motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion")
     if with_subject or with_motion:
         return subject if with_subject else None, motion if with_motion else None

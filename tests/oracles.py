@@ -99,15 +99,17 @@ def attention_losses(kept_s, kept_m, words_s, words_m, cross, time):
 
 
 def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, guidance, alpha_s, alpha_m, beta_s,
-                beta_m, cross, time):
+                beta_m, cross, time, motion_steps=None):
     """Algorithm 1 word for word: two merged models, full forwards, one prompt at a time, the gradient through the
-    whole graph. cross, time: names of the watched layers. alpha_s, alpha_m: as applied, not rescaled."""
+    whole graph. cross, time: names of the watched layers. alpha_s, alpha_m: as applied, not rescaled. Ours: a branch
+    may be guided away from the base; after motion_steps the subject branch goes on alone."""
     nets = {"s": merged(backbone.denoiser, lora_s), "m": merged(backbone.denoiser, lora_m)}
     kept = {key: written_out(net) for key, net in nets.items()}
     texts = {"s": subject, "m": motion}
 
     def noise(key, x, t):
-        uncond = nets[key](x, t, texts[key].vectors_uncond).sample
+        net = backbone.denoiser if texts[key].from_base else nets[key]
+        uncond = net(x, t, texts[key].vectors_uncond).sample
         cond = nets[key](x, t, texts[key].vectors_cond).sample      # last: the kept maps are the conditional ones
         return as_noise(backbone, uncond + guidance * (cond - uncond), x, t)
 
@@ -127,7 +129,10 @@ def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, g
             with torch.no_grad():
                 eps_sub, eps_mot = noise("s", x_sub, t), noise("m", x_mot, t)        # line 11
         t_prev = timesteps[index + 1] if index + 1 < len(timesteps) else -1
-        x = step(backbone, x, (beta_s * eps_sub + beta_m * eps_mot).detach(), t, t_prev)             # line 12
+        eps_t = beta_s * eps_sub + beta_m * eps_mot                                  # line 12
+        if motion_steps is not None and index >= motion_steps:
+            eps_t = noise("s", x, t)
+        x = step(backbone, x, eps_t.detach(), t, t_prev)
     return x, losses
 
 

@@ -1,6 +1,8 @@
 """Algorithm 1: the fast path against the literal one, the gradient against differences, and the exact special cases."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles import algorithm_1, assert_same_state, merged, plain_sampling, random_lora, state_of
@@ -61,6 +63,30 @@ def test_the_fast_path_is_algorithm_1(which, layers, request):
         assert abs(row["loss_s_to_m"] - l_s_to_m) < 1e-10 and abs(row["loss_m_to_s"] - l_m_to_s) < 1e-10
         assert 1e-4 < row["shift_s"] < 1 and 1e-4 < row["shift_m"] < 1         # the guidance is not idle in this test
     assert [("loss_s_to_m" in row) for row in facts] == [True, True, False]
+
+
+def test_away_from_the_base_and_with_the_motion_branch_in_the_first_steps_only(backbone64):
+    """The two additions of ours, in the literal form and in the fast one; each changes the result."""
+    x_T, lora_s, lora_m, subject, motion = setting(backbone64)
+    away, sites = replace(subject, from_base=True), watched(backbone64)
+    strong = dict(alpha_s=4e5, alpha_m=4e6)
+    fast, facts = run(backbone64, x_T, lora_s, lora_m, away, motion, **strong, motion_steps=1)
+    slow, _ = algorithm_1(backbone64, lora_s, lora_m, x_T, away, motion, **OPTIONS, motion_steps=1,
+                          alpha_s=scaled(4e5, x_T), alpha_m=scaled(4e6, x_T),
+                          cross=[s.name for s in sites["sites_cross"]], time=[s.name for s in sites["sites_time"]])
+    assert float((fast - slow).abs().max()) < 1e-10
+    assert [("loss_s_to_m" in row) for row in facts] == [True, False, False]      # a branch alone has none to follow
+    for other in (run(backbone64, x_T, lora_s, lora_m, subject, motion, **strong, motion_steps=1),
+                  run(backbone64, x_T, lora_s, lora_m, away, motion, **strong),
+                  run(backbone64, x_T, lora_s, lora_m, away, None, **strong)):
+        assert float((fast - other[0]).abs().max()) > 1e-6
+
+
+def test_motion_steps_leave_a_lone_motion_branch_alone(backbone):
+    x_T, lora_s, lora_m, _, motion = setting(backbone)
+    results = [run(backbone, x_T, lora_s, lora_m, None, motion, alpha_s=0.0, alpha_m=0.0, motion_steps=k)[0]
+               for k in (None, 1)]
+    assert torch.equal(*results)
 
 
 def test_the_oracle_notices_what_it_should(backbone64):

@@ -10,7 +10,8 @@ import torch
 from oracles import assert_same_state, merged, random_lora, state_of, written_out
 
 from stages.core.attention import choose
-from stages.core.train import generator_at
+from stages.core.errors import UsageError
+from stages.core.train import generator_at, schedule
 from stages.fuse import Pair, Teacher, fuse_loras
 from stages.invert import Crop, learn_tokens
 from stages.learn_motion import learn_motion_tensors
@@ -118,11 +119,12 @@ def fusion_of(base, count):
                           (token_span(places, range(1, 2)), token_span(places, range(4, 5))))
 
 
-def slow_l_attn(base, model, pair, generator, sites):
+def slow_pair_losses(base, model, pair, generator, sites):
+    """(L_attn, L_mix) of the pair's one composition."""
     kept = written_out(model)
     torch.randint(1, (1,), generator=generator)
-    x, t, _ = at_noise(base, pair.latents, generator)
-    predict(model, x, t, pair.vectors)
+    x, t, target = at_noise(base, pair.latents, generator)
+    l_mix = mean_square(predict(model, x, t, pair.vectors), target)
     total = 0.0
     for n, words in enumerate(pair.words):
         per_site = []
@@ -132,13 +134,13 @@ def slow_l_attn(base, model, pair, generator, sites):
             cells = pair.masks[0, n].double().reshape(4, side, 32 // side, side, 32 // side).mean((2, 4))
             per_site.append(mean_square(word.reshape(4, side, side), cells))
         total += sum(per_site) / len(per_site)
-    return total / 2
+    return total / 2, l_mix
 
 
-@pytest.mark.parametrize("count, layers", [(2, "all"), (3, "mid")])
-def test_fuse_minimises_l_fusion_plus_lambda2_l_attn(base, count, layers):
+@pytest.mark.parametrize("count, layers, lambda_mix", [(2, "all", 0.0), (3, "mid", 0.0), (2, "mid", 1.5)])
+def test_fuse_minimises_its_three_losses(base, count, layers, lambda_mix):
     teachers, pair = fusion_of(base, count)
-    options = FuseOptions(steps=2, lambda2=0.6, layers=layers, rate=1e-2)
+    options = FuseOptions(steps=2, lambda2=0.6, lambda_mix=lambda_mix, layers=layers, rate=1e-2)
     before = state_of(base.denoiser)
 
     def run(report, steps):
@@ -161,10 +163,11 @@ def test_fuse_minimises_l_fusion_plus_lambda2_l_attn(base, count, layers):
         l_fusion = sum(mean_square(predict(model, x[n:n + 1], times[n:n + 1], t.vectors),
                                    predict(merged(base.denoiser, t.lora), x[n:n + 1], times[n:n + 1], t.vectors))
                        for n, t in enumerate(teachers)) / count
-        l_attn = slow_l_attn(base, model, pair, generator, sites)
+        l_attn, l_mix = slow_pair_losses(base, model, pair, generator, sites)
         got = rows[step]
         assert (got["L_fusion"], got["L_attn"]) == pytest.approx((l_fusion, l_attn), rel=1e-9)
-        assert got["loss"] == pytest.approx(l_fusion + 0.6 * l_attn, rel=1e-9)
+        assert got["loss"] == pytest.approx(l_fusion + 0.6 * l_attn + lambda_mix * l_mix, rel=1e-9)
+        assert got.get("L_mix") == (pytest.approx(l_mix, rel=1e-9) if lambda_mix else None)
 
 
 def test_the_pair_changes_from_step_to_step(backbone):
@@ -199,3 +202,27 @@ def test_textual_inversion_counts_the_actors_own_cells(backbone64):
     assert rows[0]["loss"] == pytest.approx(total, rel=1e-10)
 
 
+
+
+def test_the_learning_rate_falls_to_nothing_where_it_is_asked_to():
+    constant, cosine = schedule("constant", 8), schedule("cosine", 8)
+    assert [constant(step) for step in (0, 4, 7)] == [1, 1, 1]
+    assert [cosine(step) for step in (0, 2, 4, 8)] == pytest.approx([1, 0.5 + 8**-0.5, 0.5, 0])
+    with pytest.raises(UsageError, match="use constant or cosine"):
+        schedule("linear", 8)
+
+
+@pytest.mark.parametrize("stage", ["learn-subject", "fuse"])
+def test_the_schedule_reaches_the_optimizer(backbone, stage):
+    """One step at the full rate, then one at half of it: with Adam's first steps of about the rate each, less far."""
+    teachers, pair = fusion_of(backbone, 2)
+    teachers = [replace(t, latents=t.latents.float(), vectors=t.vectors.float()) for t in teachers]
+
+    def run(schedule):
+        if stage == "fuse":
+            return fuse_loras(backbone, teachers, [], FuseOptions(steps=2, lambda2=0, schedule=schedule))
+        options = LearnSubjectOptions(steps=2, schedule=schedule, **FEW)
+        return learn_subject_tensors(backbone, latents(3, 4, 1, 8, 8).float(), "toy", "dog", [], options)[1]
+
+    constant, cosine = run("constant").tensors, run("cosine").tensors
+    assert any(not torch.equal(constant[key], cosine[key]) for key in constant)

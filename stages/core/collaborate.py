@@ -30,12 +30,14 @@ Rows = Callable[[Sequence[str | None]], None]
 @dataclass(frozen=True)
 class Branch:
     """vectors_cond, vectors_uncond: (1, L, D) of its prompt and of "". words: the token positions of each subject word,
-    in an order that both branches share: words[i] of one answers to words[i] of the other. row: its name in `rows`."""
+    in an order that both branches share: words[i] of one answers to words[i] of the other. row: its name in `rows`.
+    from_base: the frozen base answers the empty prompt in place of this branch's own LoRA (see `_noises`)."""
 
     vectors_cond: Tensor
     vectors_uncond: Tensor
     words: Sequence[range] = field(default=())
-    row: str = "subject"
+    row: str | None = "subject"
+    from_base: bool = False
 
 
 def scaled(alpha: float, x: Tensor) -> float:
@@ -80,9 +82,12 @@ def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, p
             guidance: float) -> list[Tensor]:
     """eps^sub and eps^mot (lines 3 and 4), guided towards each prompt, in one batch: per branch "" and the prompt.
 
+    The paper leaves open which model answers "". **Ours**: either, by `from_base`. A LoRA answers "" with its subject
+    too, so that guidance away from it takes part of the subject out again; guidance away from the base does not.
+
     Each output is read as noise with the x it was computed from: beside velocity, the two branches' x may differ.
     """
-    rows([branch.row for branch in present for _ in range(2)])
+    rows([row for branch in present for row in (None if branch.from_base else branch.row, branch.row)])
     x_2n = torch.cat([x for x in latents for _ in range(2)])
     vectors_2n = torch.cat([v for branch in present for v in (branch.vectors_uncond, branch.vectors_cond)])
     outputs = backbone.predict(x_2n, _steps(t, x_2n), vectors_2n).split(2)
@@ -135,17 +140,22 @@ def _losses(maps: Sequence[dict[str, Tensor]], present: Sequence[Branch], sites_
 
 def sample_loop(backbone: Backbone, rows: Rows, x_T: Tensor, subject: Branch | None, motion: Branch | None, *,
                 steps: int, tau: int, guidance: float, alpha_s: float, alpha_m: float, beta_s: float, beta_m: float,
-                layers: str = "mid", report: Report = silent) -> Tensor:
+                layers: str = "mid", motion_steps: int | None = None, report: Report = silent) -> Tensor:
     """Algorithm 1: x_T -> x_0, both (1, C, F, h, w).
 
-    steps: of DDIM with eta = 0. tau: how many of the first ones are guided. layers: `attention.choose`'s `where`. The
-    rest as in collaborative_step. Raises NumericError where the latents are no longer finite.
+    steps: of DDIM with eta = 0. tau: how many of the first ones are guided. layers: `attention.choose`'s `where`.
+    motion_steps: in how many of the first ones the motion branch has a say beside the subject branch, None: in all, as
+    in the paper. **Ours**: paths are laid out in the first steps; in the last ones a branch that knows only the class
+    words can but wash the subjects out. The rest as in collaborative_step. Raises NumericError where the latents are
+    no longer finite.
     """
     sites_cross = choose(backbone.sites, layers, kind="cross", axis="space")
     sites_time = choose(backbone.sites, layers, kind="self", axis="time")
     timesteps = backbone.timesteps(steps).tolist()
     x = x_T.detach()
     for done, (t, t_prev) in enumerate(zip(timesteps, [*timesteps[1:], -1])):        # line 1
+        if subject is not None and motion_steps is not None and done >= motion_steps:
+            motion = None
         x, facts = collaborative_step(
             backbone, rows, x, t, t_prev, subject, motion, guidance=guidance, alpha_s=alpha_s, alpha_m=alpha_m,
             beta_s=beta_s, beta_m=beta_m, guided=done < tau, sites_cross=sites_cross, sites_time=sites_time)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 TRIES = 64
-SCALES = (0.5, 1.0)        # of the subject's size in its own video
+SCALES = (0.7, 1.0)        # of the subject's size in its own video
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def overlap_share(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def clean_background(cut: Cut) -> np.ndarray:
-    """The video without its subject -> uint8 (F, H, W, 3). The mask is grown a little first, for its soft edge."""
-    hidden = grow(cut.masks, max(1, cut.masks.shape[1] // 32))
+    """The video without its subject -> uint8 (F, H, W, 3). The mask is grown a little first: what it missed of
+    the subject would stay as a ghost."""
+    hidden = grow(cut.masks, max(1, cut.masks.shape[1] // 16))
     shown = np.where(hidden[..., None], np.nan, cut.frames.astype(np.float32))
     known = ~hidden.all(0)
     still = np.full(cut.frames.shape[1:], 127.0, np.float32)              # where nothing at all is known: mid grey

@@ -20,6 +20,7 @@ from . import losses
 from .attention import Site, choose
 from .collaborate import Branch, sample_loop
 from .errors import Interrupted, UsageError
+from .lora import Lora, branches
 from .noise import add_noise, target
 from .report import asked_to_stop
 from .train import generator_at
@@ -84,14 +85,22 @@ def gaussian(backbone: Backbone, frames: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None, steps: int,
-         guidance: float) -> Tensor:
-    """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the model as it stands, with whatever LoRA is
-    active on it: x_T -> x_0, both (1, C, F, h, w)."""
+def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None,
+         lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own") -> Tensor:
+    """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the base under this LoRA: x_T -> x_0, both
+    (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base"."""
     vectors = backbone.embed([prompt, ""], tokens or {})
-    alone = Branch(vectors[:1], vectors[1:])
-    return sample_loop(backbone, lambda names: None, x_T, alone, None, steps=steps, guidance=guidance, tau=0,
-                       alpha_s=0.0, alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+    alone = Branch(vectors[:1], vectors[1:], row="lora", from_base=from_base(unconditional))
+    with branches(backbone.denoiser, {"lora": lora}) as rows:
+        return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
+                           alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+
+
+def from_base(unconditional: str) -> bool:
+    """Branch.from_base for an option that a person typed, "own" or "base". Raises UsageError for anything else."""
+    if unconditional not in ("own", "base"):
+        raise UsageError(f"unconditional is '{unconditional}'", "use own or base")
+    return unconditional == "base"
 
 
 def go_on() -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import Interrupted, NumericError
+from .errors import Interrupted, NumericError, UsageError
 from .report import Report, silent
 
 KEEP = 2            # checkpoints kept: the newest and the one before it
@@ -46,6 +46,16 @@ def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> to
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     return torch.Generator(device).manual_seed((z ^ (z >> 27)) & (2**63 - 1))
+
+
+def schedule(name: str, steps: int) -> Callable[[int], float]:
+    """The learning rate's course over a run, as `fit` takes it, for an option that a person typed: "constant", or
+    "cosine", which falls to nothing at the end. Raises UsageError for anything else."""
+    if name == "constant":
+        return lambda step: 1.0
+    if name == "cosine":
+        return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
+    raise UsageError(f"schedule is '{name}'", "use constant or cosine")
 
 
 def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,

@@ -45,14 +45,13 @@ class Example:
 
 def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 6,
                   seed: int = 7, size_name: str = "small") -> Example:
-    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are. Every other
-    photo is a close one: from those alone a subject is learned without its texture at the size it has in a video."""
+    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are. The photos show
+    the subjects as large as a clip does: learned from close ones, two of them fill the frame and merge."""
     size = SIZES[size_name]
     folders = {name: folder / "photos" / name for name in subjects}
     for name, own in folders.items():
         own.mkdir(parents=True, exist_ok=True)
-        near, far = photos(name, count, seed, size.pixels), photos(name, count, seed + 2, size.pixels, close=False)
-        for k, photo in enumerate([far[k] if k % 2 else near[k] for k in range(count)]):
+        for k, photo in enumerate(photos(name, count, seed + 2, size.pixels, close=False)):
             path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
             if not path.exists():
                 Image.fromarray(large).save(path)

@@ -79,7 +79,7 @@ class Look:
 # shapes, colours or textures. The second word is the class a user would type for them (a word the base knows).
 SUBJECTS: dict[str, tuple[Look, str]] = {
     "toy": (Look("heart", "orange", "banded", "purple"), "circle"),
-    "pet": (Look("cross", "cyan", "banded", "purple"), "square"),
+    "pet": (Look("cross", "cyan", "ringed", "black"), "square"),
     "gem": (Look("drop", "purple", "halved", "cyan"), "triangle"),
     "kite": (Look("hourglass", "black", "halved", "orange"), "square"),
     "moth": (Look("crescent", "cyan", "quartered", "purple"), "circle"),
