@@ -4,7 +4,8 @@
 
 L_sub sees the photos as videos of one frame. L_reg sees captioned clips that have nothing to do with the subject and
 keeps the base's sense of time. The paper takes those from Panda-70M; here they are a folder of the user's, or,
-**ours**, drawn once from the frozen base itself and kept in the project.
+**ours**, drawn once from the frozen base itself and kept in the project. **Ours** too: a share of L_reg's draws may
+see no caption (`uncaptioned`), so that the LoRA learns to be silent where its token is not.
 
 Legend: x latents (B, C, F, h, w); N photos; L text tokens, D their width.
 """
@@ -92,6 +93,7 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
     token = backbone.word_embedding(class_word).float().mean(0, keepdim=True).requires_grad_()
     with torch.no_grad():
         captions = [backbone.embed([caption]) for caption, _ in clips]                   # constant: embedded once
+        nothing = backbone.embed([""])
 
     def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x_s = latents_NC1hw[pick(len(latents_NC1hw), options.batch, generator)]
@@ -100,7 +102,8 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
         if not clips:
             return {"loss": loss_sub}
         k = int(pick(len(clips), 1, generator))
-        loss_reg = denoising_loss(backbone, clips[k][1], captions[k], generator)         # L_reg
+        mute = options.uncaptioned > 0 and float(torch.rand(1, generator=generator)) < options.uncaptioned
+        loss_reg = denoising_loss(backbone, clips[k][1], nothing if mute else captions[k], generator)    # L_reg
         return {"loss": losses.subject(loss_sub, loss_reg, options.lambda1), "L_sub": loss_sub, "L_reg": loss_reg}
 
     def after_step(step: int) -> None:

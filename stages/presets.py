@@ -11,7 +11,9 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
         "learn-subject": {
             "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
-            "token_rate": (2e-4, "about the paper's share of the rate; at 5e-3 a verb loses the other subject"),
+            "token_rate": (5e-3, "its words for shapes are alike: at 2e-4 <toy> and <pet> stay one word to it"),
+            "lambda1": (1.0, "with `uncaptioned`: LoRAs that answer to their tokens alone stay apart when fused"),
+            "uncaptioned": (0.25, "the same"),
             "batch": (8, "a photo is an eighth of a clip: eight cost one clip and steady the gradient"),
             "rank": (16, "its layers are 48 to 128 wide: rank 32 would be nearly full rank"),
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
@@ -26,7 +28,9 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
         },
         "fuse": {
-            "rate": (2e-3, "a base of a few million parameters moves little at 1e-4"),
+            "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
+            "schedule": ("cosine", "the last steps of so high a rate would be noise"),
+            "lambda_mix": (3.0, "without it two subjects in one prompt merge: 0 % of frames show both"),
             "video_steps": (25, "the small base gains nothing from more"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
             "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
@@ -34,6 +38,9 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         "sample": {
             "steps": (25, "the small base gains nothing from more"),
             "tau": (8, "the paper's share of guided steps, 15 of 50"),
+            "motion_steps": (12, "then the paths stand; its class words know nothing of the subjects' looks"),
+            "beta_s": (0.2, "in those first steps the motion lays the paths out"),
+            "beta_m": (0.8, "the same"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
             "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
         },

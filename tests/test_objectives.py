@@ -61,9 +61,10 @@ def base(request):
     return request.getfixturevalue(request.param)
 
 
-def test_learn_subject_minimises_l_sub_plus_lambda1_l_reg(base):
+@pytest.mark.parametrize("uncaptioned", [0.0, 1.0])
+def test_learn_subject_minimises_l_sub_plus_lambda1_l_reg(base, uncaptioned):
     photos, clips = latents(3, 4, 1, 8, 8), [("a red dog", latents(1, 4, 4, 8, 8, seed=1))]
-    options = LearnSubjectOptions(steps=2, batch=2, lambda1=0.25, token_rate=1e-2, **FEW)
+    options = LearnSubjectOptions(steps=2, batch=2, lambda1=0.25, token_rate=1e-2, uncaptioned=uncaptioned, **FEW)
     before = state_of(base.denoiser)
 
     def run(report, steps):
@@ -81,8 +82,10 @@ def test_learn_subject_minimises_l_sub_plus_lambda1_l_reg(base):
         x, t, target = at_noise(base, chosen, generator)
         l_sub = mean_square(predict(model, x, t, base.embed(["A <toy>"], {"<toy>": at})), target)
         torch.randint(1, (1,), generator=generator)
+        if uncaptioned:
+            torch.rand(1, generator=generator)
         x, t, target = at_noise(base, clips[0][1], generator)
-        l_reg = mean_square(predict(model, x, t, base.embed(["a red dog"])), target)
+        l_reg = mean_square(predict(model, x, t, base.embed(["" if uncaptioned else "a red dog"])), target)
         got = rows[step]
         assert (got["L_sub"], got["L_reg"]) == pytest.approx((l_sub, l_reg), rel=1e-10)
         assert got["loss"] == pytest.approx(l_sub + 0.25 * l_reg, rel=1e-10)

@@ -283,9 +283,11 @@ def photos(subject: str, count: int, seed: int, size: int, close: bool = True) -
     return out
 
 
-def reference_clip(motion: str, looks: list[Look], seed: int, frames: int, size: int, place: str = "sand",
-                   radius: float = 0.155) -> Clip:
-    """The clip of a motion with roles, acted by `looks` in the order of their roles."""
+def reference_clip(motion: str, looks: list[Look], seed: int, frames: int, size: int, place: str = "sand"
+                   ) -> Clip:
+    """The clip of a motion with roles, acted by `looks` in the order of their roles; two are as large as two objects
+    are in the training clips, three as large as three."""
+    radius = 0.175 if len(looks) < 3 else 0.145
     rng = np.random.default_rng([seed, 77])
     paths = paths_of_roles(motion, frames, radius, rng, len(looks))
     actors = [Actor(look, radius, path) for look, path in zip(looks, paths)]
