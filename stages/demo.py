@@ -52,8 +52,6 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
     common = dict(device=device, dtype=dtype, report=report)
     workers = min(os.cpu_count() or 1, 1 + len(subjects)) if device == "cpu" else 1
     _learn(project, subjects, motion, dict(device=device, dtype=dtype, seed=seed), workers, report)
-    if len(subjects) > 1:
-        fuse(project, list(subjects), seed=seed, **common)
     made = _samples(project, example, seed, common)
     scores = evaluate(project, [made[VIDEO].name, made["the plain base"].name], **common)
     frames = {row: read_clip(artifact.folder / "frames.png") for row, artifact in made.items()}
@@ -67,12 +65,17 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
 
 def _learn(project: Workspace, subjects: tuple[str, ...], motion: str, common: dict, workers: int,
            report: Report) -> None:
-    """Everything that needs no other's product, side by side on a CPU, one after the other on a GPU."""
-    calls = {"the motion's actors": partial(_actors, project, motion, **common),
-             **{f"<{name}>": partial(learn_subject, project, name, **common) for name in subjects},
+    """Everything that is learned: side by side on a CPU, as far as nothing waits for another's product; one after the
+    other on a GPU. The subjects come first, because their fusion takes longest."""
+    own = {f"<{name}>": partial(learn_subject, project, name, **common) for name in subjects}
+    calls = {**own, "the motion's actors": partial(_actors, project, motion, **common),
              "the motion": partial(learn_motion, project, motion, **common)}
+    after = {"the motion": ["the motion's actors"]}
+    if len(subjects) > 1:
+        calls["together"] = partial(fuse, project, list(subjects), **common)
+        after["together"] = list(own)
     if workers > 1:
-        side_by_side(calls, workers=workers, after={"the motion": ["the motion's actors"]}, report=report)
+        side_by_side(calls, workers=workers, after=after, report=report)
     else:
         for call in calls.values():
             call(report=report)
