@@ -17,7 +17,7 @@ from stages import STAGES
 from stages.core import report as reports
 from stages.core.errors import BadInput, Interrupted, Locked, MissingPrerequisite, OutOfResources, Refused
 from stages.core.lock import locked
-from stages.core.settings import parse
+from stages.core.settings import Settings, parse
 from stages.core.workspace import Workspace, fused_name
 from stages.options import resolve
 
@@ -111,6 +111,9 @@ def test_one_photo_makes_stale_exactly_what_depends_on_it(root):
     assert not stale(root)
 
 
+STEPS = resolve("learn-subject", Settings()).steps                    # of the sprites preset
+
+
 def edit(root, old, new):
     path = root / "project.yaml"
     path.write_text(path.read_text().replace(old, new, 1) if old else path.read_text() + f"\noptions: {new}\n")
@@ -122,7 +125,7 @@ def edit(root, old, new):
     (lambda p: (p / "subjects/toy/lora.safetensors").write_text("x"), "its file lora.safetensors was changed by hand"),
     (lambda p: (p / "subjects/toy/token.safetensors").unlink(), "its file token.safetensors is gone"),
     (lambda p: edit(p, "class: circle", "class: ball"), "class 'circle' -> 'ball'"),
-    (lambda p: edit(p, "", "{learn-subject: {steps: 9}}"), "steps 300 -> 9")])
+    (lambda p: edit(p, "", "{learn-subject: {steps: 9}}"), f"steps {STEPS} -> 9")])
 def test_reasons(root, change, reason):
     make(root, "learn-subject", "toy")
     change(root)
@@ -140,7 +143,7 @@ def test_seed_and_base_count(root):
 def test_what_was_typed_is_not_stale_until_it_is_asked_for_otherwise(root):
     make(root, "learn-subject", "toy", {"steps": 5}, seed=3)
     assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state()
-    assert "steps 5 -> 300" in plan_of(root, "learn-subject", "toy").state().reasons
+    assert f"steps 5 -> {STEPS}" in plan_of(root, "learn-subject", "toy").state().reasons
     edit(root, "", "{learn-subject: {steps: 7, lambda1: 0.5}}")
     assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state().reasons == ("lambda1 0.25 -> 0.5",)
 
