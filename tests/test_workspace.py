@@ -145,7 +145,7 @@ def test_what_was_typed_is_not_stale_until_it_is_asked_for_otherwise(root):
     assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state()
     assert f"steps 5 -> {STEPS}" in plan_of(root, "learn-subject", "toy").state().reasons
     edit(root, "", "{learn-subject: {steps: 7, lambda1: 0.5}}")
-    assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state().reasons == ("lambda1 0.25 -> 0.5",)
+    assert Workspace(root).intended(STAGES["learn-subject"], "toy", BASE).state().reasons == ("lambda1 1.0 -> 0.5",)
 
 
 def test_a_subject_from_the_command_line_alone(root):
