@@ -26,8 +26,8 @@ from stages.sprites.looks import SUBJECTS
 
 QUICK = {  # a few steps of everything: shows that it runs, not what it can do
     "invert": {"token_steps": 2, "inversion_steps": 2}, "learn-motion": {"steps": 2},
-    "learn-subject": {"steps": 2, "auxiliary_count": 1, "video_steps": 2}, "fuse": {"steps": 2, "videos": 1, "compositions": 2},
-    "sample": {"steps": 2, "tau": 1},
+    "learn-subject": {"steps": 2, "auxiliary_count": 1, "video_steps": 2},
+    "fuse": {"steps": 2, "videos": 1, "compositions": 2}, "sample": {"steps": 2, "tau": 1},
 }
 
 

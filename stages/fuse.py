@@ -205,8 +205,8 @@ def cuts_of(backbone: Backbone, subject: Teacher, finder: segmenters.Segmenter, 
 
 def compose_pairs(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
                   seed: int = 0) -> list[Pair]:
-    """For every two subjects, in either order, options.compositions of CutMix; latents and text vectors are computed
-    once. Either order: else the one that is always named second is the one that a prompt loses (**ours**)."""
+    """For every two subjects, in either order (**ours**: prompts name them in either), options.compositions of CutMix;
+    latents and text vectors are computed once."""
     pairs = []
     for first, second in itertools.permutations(teachers, 2):
         made = []

@@ -21,7 +21,7 @@ from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.denoise import Previews, draw, encode, gaussian, noised
-from .core.errors import BadInput, UsageError
+from .core.errors import BadInput
 from .core.lora import Lora, load_tokens, save, training
 from .core.noise import appearance_free
 from .core.report import Report, asked_to_stop, silent
@@ -60,7 +60,7 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
 
         def preview(step: int, lora: Lora) -> None:
             x_0 = draw(backbone, c_m, gaussian(backbone, backbone.frames, seed), tokens=tokens, lora=lora,
-                       steps=look.steps, guidance=look.guidance, unconditional=look.unconditional)
+                       steps=look.steps, guidance=look.guidance)
             previews.add(step, backbone.decode(x_0)[0])
 
         lora = learn_motion_tensors(backbone, encode(backbone, clip_FHWC[None]), vectors_m, vectors_ap, options,
@@ -78,8 +78,6 @@ def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapp
     if unknown:
         raise BadInput(f"the prompt names the actor '{unknown[0]}', but appearance tokens were learned of "
                        f"{', '.join(tokens)} only", "give segment and invert the same actors, or mend the prompt")
-    if options.actors not in ("tokens", "words"):
-        raise UsageError(f"actors is '{options.actors}', but should be tokens or words")
     c_m = sentence.tokens if options.actors == "tokens" else sentence.words
     return c_m, sentence.appearance(options.template)
 

@@ -20,16 +20,18 @@ from .presets import PRESETS
 
 
 def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True) -> typing.Any:
-    """A hyper-parameter. within: its range and unit, "0..1", "1.. steps", "(0.. " for above 0; "" where there is none.
+    """A hyper-parameter. within: its range and unit, "0..1", "1.. steps", "(0.. " for above 0, or the words that it may
+    be, "own|base"; "" where there is none.
     paper: the section it comes from, "ours" where the paper leaves it open. identity False: the result does not depend
     on it (how often to preview), or it is a path, whose content is hashed as an input instead."""
     low, high, unit, above = None, None, "", False
-    if within:
+    words = tuple(within.split("|")) if "|" in within else ()
+    if within and not words:
         above = within.startswith("(")
         limits, _, unit = within.lstrip("(").partition(" ")
         low, high = (float(part) if part else math.inf for part in limits.split(".."))
     return field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit, "paper": paper,
-                                            "above": above, "identity": identity})
+                                            "above": above, "words": words, "identity": identity})
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class LearnSubjectOptions(Options):
     steps: int = option(300, "1.. steps", "training steps", "suppl.")
     rate: float = option(1e-4, "(0..10", "learning rate of the LoRA", "suppl.")
     token_rate: float = option(1e-5, "0..10", "learning rate of the subject's token", "suppl.")
-    schedule: str = option("constant", "", "course of the learning rate: constant, or cosine (to nothing)", "ours")
+    schedule: str = option("constant", "constant|cosine", "course of the learning rate; cosine: to nothing", "ours")
     rank: int = option(32, "1..4096", "rank of the LoRA", "ours")
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "photos in a step", "ours")
@@ -81,7 +83,7 @@ class LearnSubjectOptions(Options):
     auxiliary_count: int = option(16, "1.. clips", "how many to draw from the base when no folder is named", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of the clips drawn from the base and of previews", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
-    unconditional: str = option("own", "", "previews: as in sample", "ours", identity=False)
+    unconditional: str = option("own", "own|base", "previews: as in sample", "ours", identity=False)
     preview_every: int = option(100, "0.. steps", "how often to draw a preview; 0: only at the end", identity=False)
 
 
@@ -95,7 +97,7 @@ class LearnMotionOptions(Options):
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "noise levels of the clip in a step", "ours")
     w: float = option(0.5, "0..100", "how far the target turns from the actors' looks; 0: plain fine-tuning", "§3.3")
-    actors: str = option("tokens", "", "how the clip's prompt c_m names its actors: tokens, or words", "§3.3")
+    actors: str = option("tokens", "tokens|words", "how the clip's prompt c_m names its actors", "§3.3")
     template: str = option("A static video of {actors}.", "", "the prompt c_ap; {actors} is filled in", "§3.3")
 
 
@@ -105,7 +107,7 @@ class FuseOptions(Options):
 
     steps: int = option(300, "1.. steps", "training steps", "suppl. (250-450)")
     rate: float = option(1e-4, "(0..10", "learning rate of the fused LoRA", "suppl.")
-    schedule: str = option("constant", "", "course of the learning rate: constant, or cosine (to nothing)", "ours")
+    schedule: str = option("constant", "constant|cosine", "course of the learning rate; cosine: to nothing", "ours")
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
     lambda2: float = option(0.6, "0..1000", "weight of L_attn, which ties each token to its own subject", "§3.4")
     lambda_mix: float = option(0.0, "0..1000", "weight of L_mix: denoise the compositions themselves; 0: none", "ours")
@@ -113,7 +115,7 @@ class FuseOptions(Options):
     compositions: int = option(16, "1.. videos", "CutMix compositions of each two subjects, in either order", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
-    unconditional: str = option("own", "", "what guidance turns from in them, own or base: as in sample", "ours")
+    unconditional: str = option("own", "own|base", "what guidance turns from in them: as in sample", "ours")
     segmenter: str = option("clipseg", "", "what finds the subject in them: clipseg", "§3.4; ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
@@ -126,8 +128,8 @@ class SampleOptions(Options):
 
     steps: int = option(50, "1..1000 steps", "DDIM steps", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale; 1: none", "§4")
-    unconditional: str = option("own", "", "what the subject branch's guidance turns from: the answer to the empty "
-                                "prompt with its LoRA (own), or of the frozen base (base)", "ours")
+    unconditional: str = option("own", "own|base", "what the subject branch's guidance turns from: the answer to the "
+                                "empty prompt with its LoRA (own), or of the frozen base (base)", "ours")
     tau: int = option(15, "0..1000 steps", "how many of the first steps are guided; 0: none", "§3.5")
     alpha: float = option(1e4, "0..1e12", "guidance strength at 576x320x24, rescaled to the latent at hand", "§3.5")
     alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
@@ -137,7 +139,7 @@ class SampleOptions(Options):
                                       "part; default: in all", "ours")
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
-    branches: str = option("auto", "", "which run: auto (those there are), subject, motion, none; for ablations", "§4")
+    branches: str = option("auto", "auto|subject|motion|none", "which run: auto, those there are; for ablations", "§4")
     frames: int | None = option(None, "1..1024 frames", "frames of the video; default: the base's own", "§4 (24)")
     count: int = option(1, "1.. videos", "videos of each prompt, their seeds counting up", identity=False)
 
@@ -167,7 +169,9 @@ def kind(cls: type[Options], name: str) -> tuple[type, bool]:
 
 
 def span(spec: Field) -> str:
-    """The range of an option in words: "0 to 1", "above 0, up to 10", "" where there is none."""
+    """The range of an option in words: "0 to 1", "above 0, up to 10", "own or base", "" where there is none."""
+    if words := spec.metadata["words"]:
+        return f"{', '.join(words[:-1])} or {words[-1]}"
     low, high = spec.metadata["low"], spec.metadata["high"]
     if low is None:
         return ""
@@ -202,6 +206,8 @@ def checked(cls: type[Options], spec: Field, value: object) -> object:
         inside = low <= value <= high and not (spec.metadata["above"] and value == low) and math.isfinite(value)
         if not inside:
             raise UsageError(f"{spec.name} is {value:g}, but should be {span(spec)}")
+    if spec.metadata["words"] and value not in spec.metadata["words"]:
+        raise UsageError(f"{spec.name} is '{value}', but should be {span(spec)}")
     return value
 
 

@@ -12,7 +12,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         "learn-subject": {
             "steps": (220, "a subject shows in as many frames after 150 steps as after 300"),
             "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
-            "token_rate": (5e-3, "at 2e-4 a token ends within 1 % of its class word, and the LoRA answers to both"),
+            "token_rate": (5e-3, "at 2e-4 its text vector ends within 2 % of the class word's"),
             "lambda1": (1.0, "LoRAs that answer to their own tokens alone stay apart when fused"),
             "uncaptioned": (0.25, "without it the fused LoRA drew one subject for both tokens"),
             "batch": (8, "a photo is an eighth of a clip: eight cost one clip and steady the gradient"),
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         "sample": {
             "steps": (25, "the small base gains nothing from more"),
             "tau": (8, "the paper's share of guided steps, 15 of 50"),
-            "motion_steps": (12, "by then the paths stand; at 16 fewer frames show the subjects, at 9 paths drift"),
+            "motion_steps": (12, "by then the paths stand; at 16 fewer frames show the subjects, at 8 a path drifts"),
             "beta_s": (0.1, "in those first steps the motion lays the paths out"),
             "beta_m": (0.9, "the complement of beta_s"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),

@@ -21,8 +21,8 @@ from torch import Tensor
 from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
-from .core.denoise import from_base, gaussian, sites_of
-from .core.errors import BadInput, Interrupted, UsageError
+from .core.denoise import gaussian, sites_of
+from .core.errors import BadInput, Interrupted
 from .core.lora import Lora, branches, load_tokens
 from .core.lora import load as load_lora
 from .core.noise import mix
@@ -33,8 +33,6 @@ from .core.workspace import Artifact, Plan, Workspace
 from .options import SampleOptions
 from .orders import sample_plans, target_of
 from .prompts import TargetPrompt, placeholder, token_span
-
-CHOICES = ("auto", "subject", "motion", "none")
 
 
 @dataclass(frozen=True)
@@ -126,14 +124,12 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
     places; words[i] of one answers to words[i] of the other. options.branches: "auto", or one alone, or "none": the
     plain base on the plain prompt.
     """
-    if options.branches not in CHOICES:
-        raise UsageError(f"branches is '{options.branches}'", f"use one of {', '.join(CHOICES)}")
     with_subject = options.branches in ("auto", "subject") and learned.subject is not None
     with_motion = options.branches in ("auto", "motion") and learned.motion is not None
     places, plain_places = backbone.positions(target.text, learned.tokens), backbone.positions(target.plain)
     c_tgt, c_plain, empty = backbone.embed([target.text, target.plain, ""], learned.tokens).split(1)
     subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject",
-                     from_base(options.unconditional))
+                     from_base=options.unconditional == "base")
     motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion")
     if with_subject or with_motion:
         return subject if with_subject else None, motion if with_motion else None

@@ -90,17 +90,10 @@ def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, T
     """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the base under this LoRA: x_T -> x_0, both
     (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base"."""
     vectors = backbone.embed([prompt, ""], tokens or {})
-    alone = Branch(vectors[:1], vectors[1:], row="lora", from_base=from_base(unconditional))
+    alone = Branch(vectors[:1], vectors[1:], row="lora", from_base=unconditional == "base")
     with branches(backbone.denoiser, {"lora": lora}) as rows:
         return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
                            alpha_m=0.0, beta_s=1.0, beta_m=0.0)
-
-
-def from_base(unconditional: str) -> bool:
-    """Branch.from_base for an option that a person typed, "own" or "base". Raises UsageError for anything else."""
-    if unconditional not in ("own", "base"):
-        raise UsageError(f"unconditional is '{unconditional}'", "use own or base")
-    return unconditional == "base"
 
 
 def go_on() -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import Interrupted, NumericError, UsageError
+from .errors import Interrupted, NumericError
 from .report import Report, silent
 
 KEEP = 2            # checkpoints kept: the newest and the one before it
@@ -49,13 +49,8 @@ def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> to
 
 
 def schedule(name: str, steps: int) -> Callable[[int], float]:
-    """The learning rate's course over a run, as `fit` takes it, for an option that a person typed: "constant", or
-    "cosine", which falls to nothing at the end. Raises UsageError for anything else."""
-    if name == "constant":
-        return lambda step: 1.0
-    if name == "cosine":
-        return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
-    raise UsageError(f"schedule is '{name}'", "use constant or cosine")
+    """The learning rate's course over a run, as `fit` takes it: "constant", or "cosine", to nothing at the end."""
+    return {"constant": lambda step: 1.0, "cosine": lambda step: (1 + math.cos(math.pi * step / steps)) / 2}[name]
 
 
 def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,
