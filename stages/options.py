@@ -135,8 +135,7 @@ class SampleOptions(Options):
     alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
     beta_s: float = option(0.5, "0..1", "weight of the subject branch's noise", "§3.5")
     beta_m: float = option(0.5, "0..1", "weight of the motion branch's noise", "§3.5")
-    motion_steps: int | None = option(None, "0..1000 steps", "in how many of the first steps the motion branch takes "
-                                      "part; default: in all", "ours")
+    motion_steps: int | None = option(None, "0..1000 steps", "first steps with the motion branch; default: all", "ours")
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
     branches: str = option("auto", "auto|subject|motion|none", "which run: auto, those there are; for ablations", "§4")
