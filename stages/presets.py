@@ -29,10 +29,10 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "alpha": (16.0, "equal to the rank, so that a change counts once"),
         },
         "fuse": {
-            "steps": (360, "450 keep both subjects in sight longer than 300; the demo has ten minutes"),
+            "steps": (360, "as many as ten minutes allow; 450 did better than 300, one run each"),
             "rate": (3e-3, "a base of a few million parameters moves little at 1e-4"),
-            "schedule": ("cosine", "the last steps of so high a rate would be noise"),
-            "lambda_mix": (3.0, "without it two subjects in one prompt merge: 0 % of frames show both"),
+            "schedule": ("cosine", "so that so high a rate settles; a constant one was not compared"),
+            "lambda_mix": (3.0, "without it two subjects in one prompt merge: no frame of five prompts shows both"),
             "video_steps": (25, "the small base gains nothing from more"),
             "guidance": (2.5, "above 3 so small a model exaggerates: triangles grow spikes, squares horns"),
             "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
