@@ -79,11 +79,15 @@ def _motion_inputs(project: Workspace, name: str, options, request: Mapping) -> 
 
 # -- learn-subject, fuse ---------------------------------------------------------------------------------------------
 def _subject_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    remedy = f"name them: videomage learn-subject {name} PHOTOS..., or subjects.{name}.images in project.yaml"
-    inputs = {"images": Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy)}
+    inputs = {"images": _photos(project, name)}
     if options.auxiliary:
         inputs["auxiliary"] = Input(project.locate(options.auxiliary), "auxiliary clips", remedy="mend --auxiliary")
     return inputs
+
+
+def _photos(project: Workspace, name: str) -> Input:
+    remedy = f"name them: videomage learn-subject {name} PHOTOS..., or subjects.{name}.images in project.yaml"
+    return Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy)
 
 
 def _subject_request(project: Workspace, name: str) -> dict:
@@ -98,7 +102,10 @@ def _learned(project: Workspace, name: str) -> dict[str, Input]:
 
 
 def _fuse_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    return {label: item for subject in name.split("+") for label, item in _learned(project, subject).items()}
+    inputs = {label: item for subject in name.split("+") for label, item in _learned(project, subject).items()}
+    if options.cuts == "photos":
+        inputs |= {f"{subject}/images": _photos(project, subject) for subject in name.split("+")}
+    return inputs
 
 
 def _fuse_request(project: Workspace, name: str) -> dict:

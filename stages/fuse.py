@@ -4,14 +4,19 @@
     L_attn   = 1/2 sum_{i=1,2} || M_SCA,i - M_i ||^2          on CutMix compositions of two subjects
     L        = L_fusion + lambda2 L_attn + lambda_mix L_mix   from the exact mean of the subject LoRAs
 
-x_n: videos sampled from subject n's own LoRA ("A <sub_n>"), which is also the teacher. Any N >= 2: the pair of L_attn
-changes from step to step.
+x_n: videos sampled from subject n's own LoRA ("A <sub_n>"), which is also the teacher. Any N >= 2: the subjects of
+L_attn, and their order, change from step to step.
 
-L_mix (**ours**, 0 in the paper) is the denoising loss of the composition under its prompt, "A <sub_i> and a <sub_j>".
-L_fusion shows the student one subject at a time and L_attn only where to look: nothing else tells it that two may be
-in one frame, each whole.
+**Ours**, each an option that is off as the paper has it:
+- L_mix is the denoising loss of the composition under its prompt, "A <sub_i> and a <sub_j>". L_fusion shows the student
+  one subject at a time and L_attn only where to look: nothing else tells it that two may be in one frame, each whole.
+- cuts = photos: CutMix cuts the subjects from their photos, which are sharper than what their LoRAs draw.
+- together: more than two subjects in a composition.
+- teachers = turns: one term of L_fusion's sum a step, N steps for all: more steps in the same time.
+- t_max: training ends below the noise levels at which the motion branch lays out the video.
 
-Legend: x latents (B, C, F, h, w); V videos of a subject, K compositions of a pair; L text tokens, D their width.
+Legend: x latents (B, C, F, h, w); N subjects, n of them in a composition; V videos of a subject, K compositions of a
+group; L text tokens, D their width.
 """
 from __future__ import annotations
 
@@ -38,10 +43,10 @@ from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
 from .core.train import fit, schedule
-from .core.video import write_video
+from .core.video import read_images, write_video
 from .core.workspace import Artifact, Workspace, fused_name
 from .options import FuseOptions
-from .prompts import pair_prompt, placeholder, subject_prompt, token_span
+from .prompts import placeholder, subject_prompt, together_prompt, token_span
 
 SEEN = 0.5      # a training video counts for CutMix if its subject is found in at least this share of its frames
 
@@ -58,14 +63,15 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """K CutMix compositions of two subjects in this order: latents (K, C, F, h, w); masks (K, 2, F, H, W), what is
-    visible of each; vectors (1, L, D) of "A <i> and a <j>"; words: the token positions of <i> and of <j> in it."""
+class Group:
+    """K CutMix compositions of n subjects in this order: latents (K, C, F, h, w); masks (K, n, F, H, W), what is
+    visible of each; vectors (1, L, D) of "A <i> and a <j>"; words: the token positions of <i>, <j> ... in it."""
 
+    names: tuple[str, ...]
     latents: Tensor
     masks: Tensor
     vectors: Tensor
-    words: tuple[range, range]
+    words: tuple[range, ...]
 
 
 def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: FuseOptions | None = None, *,
@@ -74,7 +80,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
     """Fuse the LoRAs of two or more learned subjects (None: all of the project) -> lora.safetensors, videos/, preview.
 
     Raises UsageError for fewer than two, MissingPrerequisite where one has not been learned, BadInput where a subject
-    is found in none of its own videos.
+    is found in none of its own videos (or photos, if CutMix cuts it from those).
     """
     names = sorted(set(subjects if subjects is not None else project.subjects()))
     if len(names) < 2:
@@ -91,21 +97,23 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
                                     cache=plan.checkpoints, report=report))
         finder = segmenters.load(options.segmenter, device=device, threshold=options.threshold)
-        cuts = {t.name: cuts_of(backbone, t, finder, plan.request["subjects"][t.name], report) for t in teachers}
-        pairs = compose_pairs(backbone, teachers, cuts, options, seed=seed)
-        lora = fuse_loras(backbone, teachers, pairs, options, seed=seed, checkpoints=plan.checkpoints,
+        videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
+        cuts = {name: cuts_of(name, videos[name], plan.inputs.get(f"{name}/images"), finder, class_word, report)
+                for name, class_word in plan.request["subjects"].items()}
+        groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
+        lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
                           identity=plan.identity, report=report)
         save(lora, out / "lora.safetensors")
         (out / "videos").mkdir()
-        for name, found in cuts.items():
-            for v, cut in enumerate(found):
-                write_video(out / "videos" / f"{name}-{v}.mp4", cut.frames, fps=backbone.fps)
-        plan.facts["videos with their subject in sight"] = {name: len(found) for name, found in cuts.items()}
-        contact_sheet(_preview(backbone, teachers, cuts, pairs, lora, options, seed), out / "fuse-preview.png")
+        for name, own in videos.items():
+            for v, frames in enumerate(own):
+                write_video(out / "videos" / f"{name}-{v}.mp4", frames, fps=backbone.fps)
+        plan.facts[f"{options.cuts} with their subject in sight"] = {name: len(found) for name, found in cuts.items()}
+        contact_sheet(_preview(backbone, teachers, videos, groups, lora, options, seed), out / "fuse-preview.png")
     return plan.artifact()
 
 
-def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], pairs: Sequence[Pair], options: FuseOptions, *,
+def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence[Group], options: FuseOptions, *,
                seed: int = 0, checkpoints: Path | None = None, identity: str = "", report: Report = silent) -> Lora:
     """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA.
 
@@ -114,14 +122,16 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], pairs: Sequence[
     """
     sites = sites_of(backbone, options.layers, "cross", "space")
     unet = backbone.denoiser
-    names = [t.name for t in teachers for _ in range(options.batch)]
-    c_n = torch.cat([t.vectors.expand(options.batch, -1, -1) for t in teachers])
+    rounds = [[t] for t in teachers] if options.teachers == "turns" else [list(teachers)]
     with training(unet, backbone.targets("subject"), seed=seed, start=mean([t.lora for t in teachers])) as own, \
             branches(unet, {t.name: t.lora for t in teachers}) as rows:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            taught = rounds[step % len(rounds)]
+            names = [t.name for t in taught for _ in range(options.batch)]
+            c_n = torch.cat([t.vectors.expand(options.batch, -1, -1) for t in taught])
             row = noised(backbone, torch.cat([t.latents[pick(len(t.latents), options.batch, generator)]
-                                              for t in teachers]), generator)
+                                              for t in taught]), generator, options.t_max)
             with torch.no_grad(), own.disabled():
                 rows(names)
                 wanted = backbone.predict(row.x, row.t, c_n)                             # eps_theta_s,n
@@ -130,12 +140,13 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], pairs: Sequence[
             if options.lambda2 == 0 and options.lambda_mix == 0:
                 return {"loss": loss_fusion}
             rows([None])
-            on_pair = composition_losses(backbone, pairs[step % len(pairs)], sites, generator,
-                                         whole=options.lambda_mix > 0)               # L_attn, L_mix
-            loss = losses.total_fusion(loss_fusion, on_pair["L_attn"], options.lambda2)
+            group = groups[step // len(rounds) % len(groups)]
+            mixed = composition_losses(backbone, group, sites, generator, whole=options.lambda_mix > 0,
+                                       t_max=options.t_max)                          # L_attn, L_mix
+            loss = losses.total_fusion(loss_fusion, mixed["L_attn"], options.lambda2)
             if options.lambda_mix:
-                loss = loss + options.lambda_mix * on_pair["L_mix"]
-            return {"loss": loss, "L_fusion": loss_fusion, **on_pair}
+                loss = loss + options.lambda_mix * mixed["L_mix"]
+            return {"loss": loss, "L_fusion": loss_fusion, **mixed}
 
         optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
@@ -143,22 +154,22 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], pairs: Sequence[
         return own.lora(subjects="+".join(t.name for t in teachers))
 
 
-def composition_losses(backbone: Backbone, pair: Pair, sites: Sequence, generator: torch.Generator, *,
-                       whole: bool) -> dict[str, Tensor]:
-    """L_attn on one composition of a pair, noised at a random t; whole: L_mix as well. Without it the forward ends
+def composition_losses(backbone: Backbone, group: Group, sites: Sequence, generator: torch.Generator, *,
+                       whole: bool, t_max: float = 1.0) -> dict[str, Tensor]:
+    """L_attn on one composition of a group, noised at a random t; whole: L_mix as well. Without it the forward ends
     with the last watched layer."""
-    k = pick(len(pair.latents), 1, generator)
-    row = noised(backbone, pair.latents[k], generator)
+    k = pick(len(group.latents), 1, generator)
+    row = noised(backbone, group.latents[k], generator, t_max)
     frames, *size = row.x.shape[2:]
     out: dict[str, Tensor] = {}
 
     def forward() -> None:
-        out["L_mix"] = losses.denoising(backbone.predict(row.x, row.t, pair.vectors), row.target)
+        out["L_mix"] = losses.denoising(backbone.predict(row.x, row.t, group.vectors), row.target)
 
     with watch(backbone.denoiser, sites) as maps:
         forward() if whole else run_until(backbone.denoiser, sites[-1], forward)
-    sca = [word_maps(maps, sites, words, frames, tuple(size)) for words in pair.words]   # M_SCA,i
-    masks = [pair.masks[k, n].to(row.x) for n in (0, 1)]
+    sca = [word_maps(maps, sites, words, frames, tuple(size)) for words in group.words]  # M_SCA,i
+    masks = [group.masks[k, n].to(row.x) for n in range(len(group.words))]
     return {"L_attn": losses.attention(sca, masks), **(out if whole else {})}
 
 
@@ -185,64 +196,66 @@ def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: F
     return Teacher(name, token, lora, vectors, torch.cat(videos))
 
 
-def cuts_of(backbone: Backbone, subject: Teacher, finder: segmenters.Segmenter, class_word: str,
-            report: Report) -> list[Cut]:
-    """The videos of one subject in which it was found, with its masks. Raises BadInput where there is none."""
-    cuts = []
-    for x in subject.latents:
-        frames = backbone.decode(x[None])[0]
-        masks = np.asarray(finder.masks(frames, [class_word])[class_word].masks)
-        if masks.any((1, 2)).mean() >= SEEN:
-            cuts.append(Cut(frames, masks))
+def cuts_of(name: str, videos: Sequence[np.ndarray], photos: Sequence[Path] | None, finder: segmenters.Segmenter,
+            class_word: str, report: Report) -> list[Cut]:
+    """The videos (F, H, W, 3) of one subject, or its photos where there are any, in which it was found, with its masks.
+    Raises BadInput where there is none."""
+    if photos:
+        frames, *size = videos[0].shape[:3]
+        pictures = read_images(photos, tuple(size))
+        masks = np.asarray(finder.masks(pictures, [class_word])[class_word].masks)
+        cuts = [Cut.of_photo(picture, mask, frames) for picture, mask in zip(pictures, masks) if mask.any()]
+        of = f"{len(pictures)} photos of '{name}'"
+    else:
+        tracks = [np.asarray(finder.masks(video, [class_word])[class_word].masks) for video in videos]
+        cuts = [Cut(video, track) for video, track in zip(videos, tracks) if track.any((1, 2)).mean() >= SEEN]
+        of = f"{len(videos)} videos that the LoRA of '{name}' makes"
     if not cuts:
-        raise BadInput(f"no '{class_word}' was found in any of the {len(subject.latents)} videos that the LoRA of "
-                       f"'{subject.name}' makes", "look at the subject's preview; then train it longer, lower "
-                       "--threshold, or give it a class word that the segmenter knows")
-    if len(cuts) < len(subject.latents):
-        report(note=f"'{subject.name}': the subject is in sight in {len(cuts)} of {len(subject.latents)} videos")
+        raise BadInput(f"no '{class_word}' was found in any of the {of}",
+                       "look at the subject's preview; then train it longer, lower --threshold, or give it a class "
+                       "word that the segmenter knows")
+    if len(cuts) < len(photos or videos):
+        report(note=f"a '{class_word}' is in sight in {len(cuts)} of {of}")
     return cuts
 
 
-def compose_pairs(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
-                  seed: int = 0) -> list[Pair]:
-    """For every two subjects, in either order (**ours**: prompts name them in either), options.compositions of CutMix;
-    latents and text vectors are computed once."""
-    pairs = []
-    for first, second in itertools.permutations(teachers, 2):
-        made = []
-        for k in range(options.compositions):
-            rng = np.random.default_rng(seed_of(seed, first.name, second.name, k))
-            parts = [cuts[t.name][rng.integers(len(cuts[t.name]))] for t in (first, second)]
-            made.append(cutmix(*parts, rng, options.overlap))
-        prompt = pair_prompt(first.name, second.name)
-        tokens = {placeholder(t.name): t.token for t in (first, second)}
-        words = backbone.positions(prompt, tokens)
-        spans = [token_span(words, range(at, at + 1)) for at in (1, 4)]          # "A <i> and a <j>": words 1 and 4
+def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
+                   seed: int = 0) -> list[Group]:
+    """options.compositions of CutMix, shared out among all groups of options.together subjects in every order
+    (**ours**: prompts name them in any); latents and text vectors are computed once."""
+    orders = list(itertools.permutations(teachers, min(options.together, len(teachers))))
+    groups = []
+    for members in orders:
+        names, made = tuple(t.name for t in members), []
+        for k in range(max(1, options.compositions // len(orders))):
+            rng = np.random.default_rng(seed_of(seed, *names, k))
+            made.append(cutmix([cuts[name][rng.integers(len(cuts[name]))] for name in names], rng, options.overlap))
+        prompt, tokens = together_prompt(*names), {placeholder(t.name): t.token for t in members}
+        places = backbone.positions(prompt, tokens)
+        words = tuple(token_span(places, range(1 + 3 * n, 2 + 3 * n)) for n in range(len(names)))
         with torch.no_grad():
             vectors = backbone.embed([prompt], tokens)
         latents = torch.cat([encode(backbone, part.frames[None]) for part in made])
         masks = torch.as_tensor(np.stack([part.masks for part in made]))
-        pairs.append(Pair(latents, masks.to(backbone.device), vectors, tuple(spans)))
-    return pairs
+        groups.append(Group(names, latents, masks.to(backbone.device), vectors, words))
+    return groups
 
 
-def _preview(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], pairs: Sequence[Pair],
-             lora: Lora, options: FuseOptions, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Rows of the sheet: a video of each subject with its mask, then for each pair a composition and what the mean of
+def _preview(backbone: Backbone, teachers: Sequence[Teacher], videos: dict[str, list[np.ndarray]],
+             groups: Sequence[Group], lora: Lora, options: FuseOptions, seed: int) -> list[tuple[str, np.ndarray]]:
+    """Rows of the sheet: a video of each subject, then for each group a composition with its masks and what the mean of
     the LoRAs and the fused LoRA make of its prompt from the same noise."""
-    rows = [(f"{subject_prompt(name)}, own LoRA", overlay(found[0].frames, {name: found[0].masks}))
-            for name, found in cuts.items()]
+    rows = [(f"{subject_prompt(name)}, own LoRA", own[0]) for name, own in videos.items()]
     x_T = gaussian(backbone, backbone.frames, seed)
     average = mean([t.lora for t in teachers])
-    for (first, second), pair in zip(itertools.permutations(teachers, 2), pairs):
-        if first.name > second.name:
-            continue                                             # each pair is shown in one of its orders
-        prompt, names = pair_prompt(first.name, second.name), (first.name, second.name)
-        masks = dict(zip(names, pair.masks[0].cpu().numpy()))
-        rows.append((f"CutMix, {prompt}", overlay(backbone.decode(pair.latents[:1])[0], masks)))
+    tokens = {placeholder(t.name): t.token for t in teachers}
+    for group in groups:
+        if group.names != tuple(sorted(group.names)):
+            continue                                             # each group is shown in one of its orders
+        prompt, masks = together_prompt(*group.names), dict(zip(group.names, group.masks[0].cpu().numpy()))
+        rows.append((f"CutMix, {prompt}", overlay(backbone.decode(group.latents[:1])[0], masks)))
         for label, which in (("mean of the LoRAs", average), ("fused LoRA", lora)):
-            x_0 = draw(backbone, prompt, x_T, tokens={placeholder(t.name): t.token for t in (first, second)},
-                       lora=which, steps=options.video_steps, guidance=options.guidance,
-                       unconditional=options.unconditional)
+            x_0 = draw(backbone, prompt, x_T, tokens=tokens, lora=which, steps=options.video_steps,
+                       guidance=options.guidance, unconditional=options.unconditional)
             rows.append((f"{label}, {prompt}", backbone.decode(x_0)[0]))
     return rows

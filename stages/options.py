@@ -1,6 +1,6 @@
 """Every hyper-parameter of every stage, one line each. A line yields the flag, its help and range check, the key in
-project.yaml, the manifest's record and the README's table. Defaults are the paper's; what a base needs otherwise stands
-in presets.py. Imports no torch.
+project.yaml, the manifest's record and the README's table (option_tables.py). Defaults are the paper's; what a base
+needs otherwise stands in presets.py. Imports no torch.
 
 Precedence: typed flag > project.yaml `options` > preset of the base > the default here.
 """
@@ -111,12 +111,16 @@ class FuseOptions(Options):
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
     lambda2: float = option(0.6, "0..1000", "weight of L_attn, which ties each token to its own subject", "§3.4")
     lambda_mix: float = option(0.0, "0..1000", "weight of L_mix: denoise the compositions themselves; 0: none", "ours")
+    teachers: str = option("all", "all|turns", "L_fusion's subjects in a step: all, or one in turn", "ours")
+    t_max: float = option(1.0, "(0..1", "share of the noise schedule trained on, from its clean end; 1: all", "ours")
     videos: int = option(4, "1.. videos", "training videos sampled from each subject's own LoRA", "ours")
-    compositions: int = option(16, "1.. videos", "CutMix compositions of each two subjects, in either order", "ours")
+    cuts: str = option("videos", "videos|photos", "what CutMix cuts the subjects from; photos drift", "§3.4; ours")
+    together: int = option(2, "2..1000 subjects", "subjects in one composition, if so many are fused", "§3.4")
+    compositions: int = option(32, "1.. videos", "CutMix compositions, shared out among the groups", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
     unconditional: str = option("own", "own|base", "what guidance turns from in them: as in sample", "ours")
-    segmenter: str = option("clipseg", "", "what finds the subject in them: clipseg", "§3.4; ours")
+    segmenter: str = option("clipseg", "", "what finds the subject for CutMix: clipseg", "§3.4; ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
     layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
@@ -130,6 +134,7 @@ class SampleOptions(Options):
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale; 1: none", "§4")
     unconditional: str = option("own", "own|base", "what the subject branch's guidance turns from: the answer to the "
                                 "empty prompt with its LoRA (own), or of the frozen base (base)", "ours")
+    guidance_motion: float | None = option(None, "0..100", "the scale in the motion branch; default: guidance", "ours")
     tau: int = option(15, "0..1000 steps", "how many of the first steps are guided; 0: none", "§3.5")
     alpha: float = option(1e4, "0..1e12", "guidance strength at 576x320x24, rescaled to the latent at hand", "§3.5")
     alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
@@ -176,6 +181,13 @@ def span(spec: Field) -> str:
         return ""
     first = f"above {low:g}" if spec.metadata["above"] else f"{low:g} or more" if high == math.inf else f"{low:g}"
     return first + ("" if high == math.inf else f", up to {high:g}" if spec.metadata["above"] else f" to {high:g}")
+
+
+def show(value: object) -> str:
+    """A value as a person types it."""
+    if value is None or value == () or value is MISSING:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def checked(cls: type[Options], spec: Field, value: object) -> object:
@@ -250,51 +262,3 @@ def deviations(stage: str, settings: Settings) -> Iterator[tuple[str, object, ob
     for name, (value, where) in sources(stage, settings).items():
         if where != "paper" and value != defaults[name]:
             yield name, value, defaults[name], where.removeprefix("preset: ")
-
-
-# -- the README's table ----------------------------------------------------------------------------------------------
-def show(value: object) -> str:
-    """A value as a person types it."""
-    if value is None or value == () or value is MISSING:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def markdown(base: str = "sprites") -> str:
-    """The table between the README's `<!-- options -->` marks: every option, its default, and the preset of a base."""
-    rows = [f"| stage | option | default | {base} | range | what it is | paper |", "|---|---|---|---|---|---|---|"]
-    for stage, cls in OPTIONS.items():
-        preset = PRESETS.get(base, {}).get(stage, {})
-        for spec in fields(cls):
-            limits = " ".join(filter(None, (span(spec), spec.metadata["unit"])))
-            own = show(preset[spec.name][0]) if spec.name in preset else ""
-            rows.append(f"| {stage} | `--{spec.name.replace('_', '-')}` | {show(spec.default)} | {own} | {limits} "
-                        f"| {spec.metadata['help']} | {spec.metadata['paper']} |")
-    return "\n".join(rows)
-
-
-def differences(base: str = "sprites") -> str:
-    """The table between the README's `<!-- presets -->` marks: where the preset of a base differs, and why."""
-    rows = ["| stage | option | here | paper | why |", "|---|---|---|---|---|"]
-    rows += [f"| {stage} | `--{name.replace('_', '-')}` | {show(value)} | {show(paper)} | {why} |"
-             for stage in OPTIONS for name, value, paper, why in deviations(stage, Settings(base=base))]
-    return "\n".join(rows)
-
-
-TABLES = {"options": markdown, "presets": differences}
-
-
-def fill(text: str) -> str:
-    """A README with the tables of today between their marks."""
-    for mark, table in TABLES.items():
-        before, _, rest = text.partition(f"<!-- {mark} -->")
-        _, _, after = rest.partition(f"<!-- /{mark} -->")
-        text = f"{before}<!-- {mark} -->\n{table()}\n<!-- /{mark} -->{after}"
-    return text
-
-
-if __name__ == "__main__":                       # python -m stages.options README.md
-    import sys
-
-    readme = Path(sys.argv[1])
-    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")

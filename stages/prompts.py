@@ -137,6 +137,6 @@ def subject_prompt(name: str) -> str:
     return f"A {placeholder(name)}"
 
 
-def pair_prompt(first: str, second: str) -> str:
-    """The prompt of a CutMix composition (METHOD 4): "A <toy> and a <dog>"."""
-    return f"A {placeholder(first)} and a {placeholder(second)}"
+def together_prompt(*names: str) -> str:
+    """The prompt of a CutMix composition (METHOD 4): "A <toy> and a <dog>". Its word 1 + 3 n is the n-th subject."""
+    return "A " + " and a ".join(map(placeholder, names))

@@ -99,8 +99,8 @@ def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, opt
     alpha_motion = options.alpha if options.alpha_motion is None else options.alpha_motion
     with branches(backbone.denoiser, loras) as rows:
         return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
-                           guidance=options.guidance, alpha_s=options.alpha, alpha_m=alpha_motion,
-                           beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers,
+                           guidance=options.guidance, guidance_motion=options.guidance_motion, alpha_s=options.alpha,
+                           alpha_m=alpha_motion, beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers,
                            motion_steps=options.motion_steps, report=report)
 
 

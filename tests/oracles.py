@@ -99,10 +99,12 @@ def attention_losses(kept_s, kept_m, words_s, words_m, cross, time):
 
 
 def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, guidance, alpha_s, alpha_m, beta_s,
-                beta_m, cross, time, motion_steps=None):
+                beta_m, cross, time, motion_steps=None, guidance_motion=None):
     """Algorithm 1 word for word: two merged models, full forwards, one prompt at a time, the gradient through the
     whole graph. cross, time: names of the watched layers. alpha_s, alpha_m: as applied, not rescaled. Ours: a branch
-    may be guided away from the base; after motion_steps the subject branch goes on alone."""
+    may be guided away from the base; after motion_steps the subject branch goes on alone; the motion branch may have a
+    guidance of its own."""
+    scale = {"s": guidance, "m": guidance if guidance_motion is None else guidance_motion}
     nets = {"s": merged(backbone.denoiser, lora_s), "m": merged(backbone.denoiser, lora_m)}
     kept = {key: written_out(net) for key, net in nets.items()}
     texts = {"s": subject, "m": motion}
@@ -111,7 +113,7 @@ def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, g
         net = backbone.denoiser if texts[key].from_base else nets[key]
         uncond = net(x, t, texts[key].vectors_uncond).sample
         cond = nets[key](x, t, texts[key].vectors_cond).sample      # last: the kept maps are the conditional ones
-        return as_noise(backbone, uncond + guidance * (cond - uncond), x, t)
+        return as_noise(backbone, uncond + scale[key] * (cond - uncond), x, t)
 
     losses = []
     timesteps = backbone.timesteps(steps).tolist()

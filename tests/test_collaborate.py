@@ -65,20 +65,25 @@ def test_the_fast_path_is_algorithm_1(which, layers, request):
     assert [("loss_s_to_m" in row) for row in facts] == [True, True, False]
 
 
-def test_away_from_the_base_and_with_the_motion_branch_in_the_first_steps_only(backbone64):
-    """The two additions of ours, in the literal form and in the fast one; each changes the result."""
+def test_what_we_add_to_algorithm_1(backbone64):
+    """A branch guided away from the base, the motion branch in the first steps only and with a guidance of its own: in
+    the literal form and in the fast one; each changes the result."""
     x_T, lora_s, lora_m, subject, motion = setting(backbone64)
     away, sites = replace(subject, from_base=True), watched(backbone64)
     strong = dict(alpha_s=4e5, alpha_m=4e6)
-    fast, facts = run(backbone64, x_T, lora_s, lora_m, away, motion, **strong, motion_steps=1)
+    fast, facts = run(backbone64, x_T, lora_s, lora_m, away, motion, **strong, motion_steps=1,
+                      guidance_motion=1.5)
     slow, _ = algorithm_1(backbone64, lora_s, lora_m, x_T, away, motion, **OPTIONS, motion_steps=1,
-                          alpha_s=scaled(4e5, x_T), alpha_m=scaled(4e6, x_T),
+                          guidance_motion=1.5, alpha_s=scaled(4e5, x_T), alpha_m=scaled(4e6, x_T),
                           cross=[s.name for s in sites["sites_cross"]], time=[s.name for s in sites["sites_time"]])
     assert float((fast - slow).abs().max()) < 1e-10
     assert [("loss_s_to_m" in row) for row in facts] == [True, False, False]      # a branch alone has none to follow
+    strong |= dict(guidance_motion=1.5)
     for other in (run(backbone64, x_T, lora_s, lora_m, subject, motion, **strong, motion_steps=1),
                   run(backbone64, x_T, lora_s, lora_m, away, motion, **strong),
-                  run(backbone64, x_T, lora_s, lora_m, away, None, **strong)):
+                  run(backbone64, x_T, lora_s, lora_m, away, None, **strong),
+                  run(backbone64, x_T, lora_s, lora_m, away, motion, **{**strong, "guidance_motion": 3.0},
+                      motion_steps=1)):
         assert float((fast - other[0]).abs().max()) > 1e-6
 
 
@@ -136,8 +141,8 @@ def test_a_small_guided_step_lowers_both_losses(backbone64):
     x, lora_s, lora_m, subject, motion = setting(backbone64)
     with branches(backbone64.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
         _, facts = collaborative_step(
-            backbone64, rows, x, 601, 401, subject, motion, guidance=3.0, alpha_s=4e4, alpha_m=4e4, beta_s=0.5,
-            beta_m=0.5, guided=True, **watched(backbone64))
+            backbone64, rows, x, 601, 401, subject, motion, guidance_s=3.0, guidance_m=3.0, alpha_s=4e4, alpha_m=4e4,
+            beta_s=0.5, beta_m=0.5, guided=True, **watched(backbone64))
     assert facts["loss_s_to_m_after"] < facts["loss_s_to_m"] and facts["loss_m_to_s_after"] < facts["loss_m_to_s"]
 
 
@@ -155,8 +160,8 @@ def test_measuring_changes_no_bit(backbone):
     for measure_after in (True, False):
         with branches(backbone.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
             results.append(collaborative_step(
-                backbone, rows, x, 601, 401, subject, motion, guidance=3.0, alpha_s=1e4, alpha_m=1e4, beta_s=0.5,
-                beta_m=0.5, guided=True, measure_after=measure_after, **watched(backbone)))
+                backbone, rows, x, 601, 401, subject, motion, guidance_s=3.0, guidance_m=3.0, alpha_s=1e4, alpha_m=1e4,
+                beta_s=0.5, beta_m=0.5, guided=True, measure_after=measure_after, **watched(backbone)))
     assert torch.equal(results[0][0], results[1][0])
     assert set(results[0][1]) - set(results[1][1]) == {"loss_s_to_m_after", "loss_m_to_s_after"}
 
@@ -207,8 +212,8 @@ def test_half_precision_networks_guide_float32_latents(base_folder, backbone):
     for model in (backbone, half):
         with branches(model.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
             x_prev, facts = collaborative_step(
-                model, rows, x, 601, 401, subject, motion, guidance=3.0, alpha_s=4e5, alpha_m=4e6, beta_s=0.5,
-                beta_m=0.5, guided=True, **watched(model))
+                model, rows, x, 601, 401, subject, motion, guidance_s=3.0, guidance_m=3.0, alpha_s=4e5, alpha_m=4e6,
+                beta_s=0.5, beta_m=0.5, guided=True, **watched(model))
         assert x_prev.dtype == torch.float32
         shifts.append((facts["shift_s"], facts["shift_m"]))
     assert shifts[1] == pytest.approx(shifts[0], rel=0.3)

@@ -93,7 +93,7 @@ def cut(colour, box, frames=3, size=16, back=100):
 @pytest.mark.parametrize("front", [0, 1])
 def test_the_front_subject_hides_what_it_covers(front):
     red, blue = cut((255, 0, 0), (2, 2, 6)), cut((0, 0, 255), (5, 4, 6))
-    out = compose(red, blue, front, np.full((3, 16, 16, 3), 100, np.uint8))
+    out = compose([red, blue], [1 - front, front], np.full((3, 16, 16, 3), 100, np.uint8))
     assert not (out.masks[0] & out.masks[1]).any()
     assert np.array_equal(out.masks[front], (red, blue)[front].masks)
     assert (out.frames[out.masks[0]] == (255, 0, 0)).all() and (out.frames[out.masks[1]] == (0, 0, 255)).all()
@@ -115,11 +115,34 @@ def test_place_keeps_the_subject_whole_and_inside():
         assert (placed.frames[placed.masks] == (255, 0, 0)).all()
 
 
+def test_a_subject_cut_from_a_photo_is_carried_along_a_straight_line():
+    photo = cut((255, 0, 0), (4, 4, 5))
+    still = Cut.of_photo(photo.frames[0], photo.masks[0], frames=5)
+    for seed in range(8):
+        placed = place(still, 1.0, np.random.default_rng(seed))
+        assert (placed.masks.sum((1, 2)) == 25).all() and (placed.frames[placed.masks] == (255, 0, 0)).all()
+        corners = np.array([np.argwhere(mask)[0] for mask in placed.masks])
+        line = np.linspace(corners[0], corners[-1], 5)
+        assert np.abs(corners - line).max() <= 0.5 and (corners[0] != corners[-1]).any()
+
+
+def test_three_subjects_hide_each_other_in_the_order_of_their_depth():
+    cuts = [cut((255, 0, 0), (2, 2, 6)), cut((0, 255, 0), (4, 4, 6)), cut((0, 0, 255), (6, 3, 6))]
+    out = compose(cuts, [2, 0, 1], np.full((3, 16, 16, 3), 100, np.uint8))               # the second is in front
+    assert (out.masks.sum(0) <= 1).all() and np.array_equal(out.masks.any(0), np.any([c.masks for c in cuts], 0))
+    assert np.array_equal(out.masks[1], cuts[1].masks)
+    assert np.array_equal(out.masks[0], cuts[0].masks & ~cuts[1].masks)
+    for n, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
+        assert (out.frames[out.masks[n]] == colour).all()
+    mixed = cutmix(cuts, np.random.default_rng(0), overlap=1.0)
+    assert mixed.masks.shape == (3, 3, 16, 16) and mixed.masks.any((1, 2, 3)).all()
+
+
 def test_cutmix_respects_the_overlap_and_repeats_with_its_seed():
     pair = cut((255, 0, 0), (2, 2, 4)), cut((0, 0, 255), (5, 4, 4))
     for seed in range(8):
-        out = cutmix(*pair, np.random.default_rng(seed), overlap=0.0)
+        out = cutmix(pair, np.random.default_rng(seed), overlap=0.0)
         assert out.masks.any((1, 2, 3)).all()
-        again = cutmix(*pair, np.random.default_rng(seed), overlap=0.0)
+        again = cutmix(pair, np.random.default_rng(seed), overlap=0.0)
         assert np.array_equal(out.frames, again.frames) and np.array_equal(out.masks, again.masks)
     assert overlap_share(pair[0].masks, pair[0].masks) == 1.0

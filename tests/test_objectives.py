@@ -11,7 +11,7 @@ from oracles import assert_same_state, merged, random_lora, state_of, written_ou
 
 from stages.core.attention import choose
 from stages.core.train import generator_at, schedule
-from stages.fuse import Pair, Teacher, fuse_loras
+from stages.fuse import Group, Teacher, fuse_loras
 from stages.invert import Crop, learn_tokens
 from stages.learn_motion import learn_motion_tensors
 from stages.learn_subject import learn_subject_tensors
@@ -33,9 +33,9 @@ def losses_of(run):
     return rows, result
 
 
-def at_noise(backbone, x0, generator):
+def at_noise(backbone, x0, generator, below=1000):
     """(x_t, t, target) with the draws of the loop, by the formulas of Ho et al. and Salimans & Ho."""
-    t = torch.randint(1000, (len(x0),), generator=generator)
+    t = torch.randint(below, (len(x0),), generator=generator)
     noise = torch.randn(x0.shape, generator=generator).double()
     rows = []
     for x, step, e in zip(x0, t.tolist(), noise):
@@ -104,8 +104,8 @@ def test_learn_motion_minimises_l_mot(base, w):
         assert rows[step]["loss"] == pytest.approx(want, rel=1e-10)
 
 
-def fusion_of(base, count):
-    """Teachers with random LoRAs and a pair of compositions of the first two."""
+def fusion_of(base, count, together=2):
+    """Teachers with random LoRAs and a composition of the first two, or three."""
     targets = base.targets("subject")
     teachers, names = [], ("toy", "dog", "horse")[:count]
     for n, name in enumerate(names):
@@ -113,40 +113,44 @@ def fusion_of(base, count):
         teachers.append(Teacher(name, token, random_lora(base.denoiser, targets, rank=2, seed=n),
                                 base.embed([f"A <{name}>"], {f"<{name}>": token}), latents(2, 4, 4, 8, 8, seed=n)))
     tokens = {f"<{t.name}>": t.token for t in teachers}
-    prompt = "A <toy> and a <dog>"
+    prompt = "A <toy> and a <dog>" + " and a <horse>" * (together - 2)
     places = base.positions(prompt, tokens)
-    masks = torch.zeros(1, 2, 4, 32, 32, dtype=torch.bool)
-    masks[:, 0, :, 3:20, 2:13], masks[:, 1, :, 10:30, 13:31] = True, True
-    return teachers, Pair(latents(1, 4, 4, 8, 8, seed=9), masks, base.embed([prompt], tokens),
-                          (token_span(places, range(1, 2)), token_span(places, range(4, 5))))
+    masks = torch.zeros(1, 3, 4, 32, 32, dtype=torch.bool)
+    masks[:, 0, :, 3:20, 2:13], masks[:, 1, :, 10:30, 13:31], masks[:, 2, :, 1:9, 15:30] = True, True, True
+    words = tuple(token_span(places, range(at, at + 1)) for at in (1, 4, 7)[:together])
+    return teachers, Group(names[:together], latents(1, 4, 4, 8, 8, seed=9), masks[:, :together],
+                           base.embed([prompt], tokens), words)
 
 
-def slow_pair_losses(base, model, pair, generator, sites):
-    """(L_attn, L_mix) of the pair's one composition."""
+def slow_group_losses(base, model, group, generator, sites, below=1000):
+    """(L_attn, L_mix) of the group's one composition."""
     kept = written_out(model)
     torch.randint(1, (1,), generator=generator)
-    x, t, target = at_noise(base, pair.latents, generator)
-    l_mix = mean_square(predict(model, x, t, pair.vectors), target)
+    x, t, target = at_noise(base, group.latents, generator, below)
+    l_mix = mean_square(predict(model, x, t, group.vectors), target)
     total = 0.0
-    for n, words in enumerate(pair.words):
+    for n, words in enumerate(group.words):
         per_site = []
         for site in sites:
             word = sum(kept[site.name].kept[0][..., at] for at in words).mean(1)                # heads, (F, cells)
             side = round(word.shape[1] ** 0.5)
-            cells = pair.masks[0, n].double().reshape(4, side, 32 // side, side, 32 // side).mean((2, 4))
+            cells = group.masks[0, n].double().reshape(4, side, 32 // side, side, 32 // side).mean((2, 4))
             per_site.append(mean_square(word.reshape(4, side, side), cells))
         total += sum(per_site) / len(per_site)
-    return total / 2, l_mix
+    return total / len(group.words), l_mix
 
 
-@pytest.mark.parametrize("count, layers, lambda_mix", [(2, "all", 0.0), (3, "mid", 0.0), (2, "mid", 1.5)])
-def test_fuse_minimises_its_three_losses(base, count, layers, lambda_mix):
-    teachers, pair = fusion_of(base, count)
-    options = FuseOptions(steps=2, lambda2=0.6, lambda_mix=lambda_mix, layers=layers, rate=1e-2)
+@pytest.mark.parametrize("count, layers, lambda_mix, together, turns, t_max", [
+    (2, "all", 0.0, 2, "all", 1.0), (3, "mid", 0.0, 2, "all", 1.0), (2, "mid", 1.5, 2, "all", 1.0),
+    (3, "mid", 1.5, 3, "turns", 0.3)])
+def test_fuse_minimises_its_three_losses(base, count, layers, lambda_mix, together, turns, t_max):
+    teachers, group = fusion_of(base, count, together)
+    options = FuseOptions(steps=2, lambda2=0.6, lambda_mix=lambda_mix, layers=layers, rate=1e-2, teachers=turns,
+                          t_max=t_max)
     before = state_of(base.denoiser)
 
     def run(report, steps):
-        return fuse_loras(base, teachers, [pair], replace(options, steps=steps), seed=SEED, report=report)
+        return fuse_loras(base, teachers, [group], replace(options, steps=steps), seed=SEED, report=report)
 
     rows, _ = losses_of(lambda report: run(report, 2))
     second = run(lambda **facts: None, 1)
@@ -160,26 +164,27 @@ def test_fuse_minimises_its_three_losses(base, count, layers, lambda_mix):
     sites = choose(base.sites, layers, kind="cross", axis="space")
     for step, model in enumerate((average, merged(base.denoiser, second))):
         generator = generator_at(SEED, step)
-        chosen = torch.cat([t.latents[torch.randint(2, (1,), generator=generator)] for t in teachers])
-        x, times, _ = at_noise(base, chosen, generator)
+        taught, below = [teachers[step]] if turns == "turns" else teachers, round(1000 * t_max)
+        chosen = torch.cat([t.latents[torch.randint(2, (1,), generator=generator)] for t in taught])
+        x, times, _ = at_noise(base, chosen, generator, below)
         l_fusion = sum(mean_square(predict(model, x[n:n + 1], times[n:n + 1], t.vectors),
                                    predict(merged(base.denoiser, t.lora), x[n:n + 1], times[n:n + 1], t.vectors))
-                       for n, t in enumerate(teachers)) / count
-        l_attn, l_mix = slow_pair_losses(base, model, pair, generator, sites)
+                       for n, t in enumerate(taught)) / len(taught)
+        l_attn, l_mix = slow_group_losses(base, model, group, generator, sites, below)
         got = rows[step]
         assert (got["L_fusion"], got["L_attn"]) == pytest.approx((l_fusion, l_attn), rel=1e-9)
         assert got["loss"] == pytest.approx(l_fusion + 0.6 * l_attn + lambda_mix * l_mix, rel=1e-9)
         assert got.get("L_mix") == (pytest.approx(l_mix, rel=1e-9) if lambda_mix else None)
 
 
-def test_the_pair_changes_from_step_to_step(backbone):
-    teachers, pair = fusion_of(backbone, 3)
+def test_the_group_changes_from_step_to_step(backbone):
+    teachers, group = fusion_of(backbone, 3)
     teachers = [replace(t, latents=t.latents.float(), vectors=t.vectors.float()) for t in teachers]
-    other = replace(pair, latents=pair.latents.float() * 0, masks=~pair.masks)
-    pairs = [replace(pair, latents=pair.latents.float()), other]
-    rows, _ = losses_of(lambda report: fuse_loras(backbone, teachers, pairs, FuseOptions(steps=4), report=report))
+    other = replace(group, latents=group.latents.float() * 0, masks=~group.masks)
+    groups = [replace(group, latents=group.latents.float()), other]
+    rows, _ = losses_of(lambda report: fuse_loras(backbone, teachers, groups, FuseOptions(steps=4), report=report))
     values = [row["L_attn"] for row in rows]
-    assert min(values[1], values[3]) > max(values[0], values[2])          # the other pair's masks are larger
+    assert min(values[1], values[3]) > max(values[0], values[2])          # the other group's masks are larger
 
 
 def test_textual_inversion_counts_the_actors_own_cells(backbone64):
@@ -215,7 +220,7 @@ def test_the_learning_rate_falls_to_nothing_where_it_is_asked_to():
 @pytest.mark.parametrize("stage", ["learn-subject", "fuse"])
 def test_the_schedule_reaches_the_optimizer(backbone, stage):
     """One step at the full rate, then one at half of it: with Adam's first steps of about the rate each, less far."""
-    teachers, pair = fusion_of(backbone, 2)
+    teachers, group = fusion_of(backbone, 2)
     teachers = [replace(t, latents=t.latents.float(), vectors=t.vectors.float()) for t in teachers]
 
     def run(schedule):

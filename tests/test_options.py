@@ -10,17 +10,15 @@ import pytest
 from stages import STAGES
 from stages.core.errors import BadInput, UsageError
 from stages.core.settings import Settings, parse
+from stages.option_tables import TABLES, fill, markdown
 from stages.options import (
     OPTIONS,
-    TABLES,
     FuseOptions,
     LearnSubjectOptions,
     SampleOptions,
     SegmentOptions,
     deviations,
-    fill,
     kind,
-    markdown,
     resolve,
     sources,
 )
@@ -101,7 +99,7 @@ def test_presets_are_options_and_give_reasons(base):
 
 
 def test_the_readme_has_the_tables():
-    """What stands between the README's marks is what `python -m stages.options README.md` would put there."""
+    """What stands between the README's marks is what `python -m stages.option_tables README.md` would put there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert markdown().count("\n") == len(EVERY) + 1
     assert all(f"<!-- {mark} -->" in text for mark in TABLES)

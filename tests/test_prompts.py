@@ -2,7 +2,7 @@
 import pytest
 
 from stages.core.errors import BadInput
-from stages.prompts import motion_prompt, pair_prompt, placeholder, slug, subject_prompt, target_prompt, token_span
+from stages.prompts import motion_prompt, placeholder, slug, subject_prompt, target_prompt, together_prompt, token_span
 
 
 def test_motion_prompt_gives_the_papers_three_sentences():
@@ -71,4 +71,4 @@ def test_small_names():
     assert placeholder("tall person") == "<tall-person>"
     assert slug("A <toy> is riding!") == "a-toy-is-riding"
     assert slug("<>") == "untitled"
-    assert subject_prompt("toy") == "A <toy>" and pair_prompt("a", "b") == "A <a> and a <b>"
+    assert subject_prompt("toy") == "A <toy>" and together_prompt("a", "b", "c") == "A <a> and a <b> and a <c>"

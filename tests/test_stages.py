@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import segmenters
+from stages import STAGES, segmenters
 from stages.core import report as reports
 from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
 from stages.core.lora import load as load_lora
@@ -198,6 +198,19 @@ def test_fusing_three(made):
     assert artefact.name == "dog+horse+toy"
     assert load_lora(artefact.path).rank == 6
     assert sum("L_attn" in facts for facts in said) == 3
+
+
+def test_fusing_what_is_cut_from_photos(made):
+    """Three in a composition, in each of their six orders; the photos are inputs of the fusion then."""
+    project, _ = made
+    options = replace(resolve("fuse", project.settings), cuts="photos", together=3, compositions=12)
+    plan = project.plan(STAGES["fuse"], "dog+horse+toy", options)
+    assert {"dog/images", "horse/images", "toy/images"} <= set(plan.inputs)
+    artefact = fuse(project, ["toy", "dog", "horse"], options)
+    manifest = json.loads((artefact.folder / "fuse.json").read_text())
+    assert manifest["facts"]["photos with their subject in sight"] == {"dog": 2, "horse": 2, "toy": 2}
+    assert len(list((artefact.folder / "videos").glob("toy-*.mp4"))) == 2
+    fuse(project, ["toy", "dog", "horse"], force=True)
 
 
 def test_fusion_starts_from_the_exact_mean(made):

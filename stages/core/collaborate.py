@@ -48,20 +48,22 @@ def scaled(alpha: float, x: Tensor) -> float:
 
 
 def collaborative_step(backbone: Backbone, rows: Rows, x: Tensor, t: int, t_prev: int, subject: Branch | None,
-                       motion: Branch | None, *, guidance: float, alpha_s: float, alpha_m: float, beta_s: float,
-                       beta_m: float, guided: bool, sites_cross: Sequence[Site], sites_time: Sequence[Site],
-                       measure_after: bool = True) -> tuple[Tensor, dict[str, float]]:
+                       motion: Branch | None, *, guidance_s: float, guidance_m: float, alpha_s: float, alpha_m: float,
+                       beta_s: float, beta_m: float, guided: bool, sites_cross: Sequence[Site],
+                       sites_time: Sequence[Site], measure_after: bool = True) -> tuple[Tensor, dict[str, float]]:
     """One turn of Algorithm 1's loop, x_t -> (x_{t-1}, facts).
 
-    guidance: scale of classifier-free guidance, in each branch. alpha_s, alpha_m: alpha_t of line 9 (the subject
-    branch's latents) and of line 10 (the motion branch's), both at the paper's latent size (see `scaled`). beta_s,
-    beta_m: line 12. guided: line 5, T - t < tau. sites_cross, sites_time: whose maps are M_SCA and M_TSA. With one
-    branch only there is nothing to collaborate with: plain classifier-free-guided DDIM under that branch's LoRA.
+    guidance_s, guidance_m: scale of classifier-free guidance in either branch; the paper has one for both. **Ours**:
+    two, for what guidance sharpens in the motion branch is the looks of the clip's actors. alpha_s, alpha_m: alpha_t of
+    line 9 (the subject branch's latents) and of line 10 (the motion branch's), both at the paper's latent size (see
+    `scaled`). beta_s, beta_m: line 12. guided: line 5, T - t < tau. sites_cross, sites_time: whose maps are M_SCA and
+    M_TSA. With one branch only there is nothing to collaborate with: plain guided DDIM under that branch's LoRA.
 
     facts of a guided step: loss_s_to_m and loss_m_to_s before the move and, with measure_after, after it (read off the
     forward of line 11, which is computed anyway); shift_s and shift_m, |dx| / |x| of each branch.
     """
     present = [branch for branch in (subject, motion) if branch is not None]
+    scales = [scale for scale, branch in ((guidance_s, subject), (guidance_m, motion)) if branch is not None]
     assert present, "give a branch: the plain base is a branch whose row holds no LoRA"
     latents, facts = [x] * len(present), {}                                          # line 2
     collaborate = guided and len(present) == 2                                       # line 5
@@ -69,7 +71,7 @@ def collaborative_step(backbone: Backbone, rows: Rows, x: Tensor, t: int, t_prev
     if collaborate:
         latents, facts = _guide(backbone, rows, x, t, present, alpha_s, alpha_m, sites_cross, sites_time)
     with torch.no_grad(), watch(backbone.denoiser, sites if measure_after else []) as maps:
-        eps = _noises(backbone, rows, latents, t, present, guidance)                 # lines 3 and 4; line 11 if guided
+        eps = _noises(backbone, rows, latents, t, present, scales)                   # lines 3 and 4; line 11 if guided
     if collaborate and measure_after:
         conditional = [{name: m.chunk(4)[row] for name, m in maps.items()} for row in (1, 3)]
         after = _losses(conditional, present, sites_cross, sites_time, _extent(x))
@@ -79,7 +81,7 @@ def collaborative_step(backbone: Backbone, rows: Rows, x: Tensor, t: int, t_prev
 
 
 def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, present: Sequence[Branch],
-            guidance: float) -> list[Tensor]:
+            scales: Sequence[float]) -> list[Tensor]:
     """eps^sub and eps^mot (lines 3 and 4), guided towards each prompt, in one batch: per branch "" and the prompt.
 
     The paper leaves open which model answers "". **Ours**: either, by `from_base`. A LoRA answers "" with its subject
@@ -91,8 +93,8 @@ def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, p
     x_2n = torch.cat([x for x in latents for _ in range(2)])
     vectors_2n = torch.cat([v for branch in present for v in (branch.vectors_uncond, branch.vectors_cond)])
     outputs = backbone.predict(x_2n, _steps(t, x_2n), vectors_2n).split(2)
-    return [to_eps(uncond + guidance * (cond - uncond), x, t, backbone.alphas_cumprod, backbone.predicts)
-            for (uncond, cond), x in zip((output.split(1) for output in outputs), latents)]
+    return [to_eps(uncond + scale * (cond - uncond), x, t, backbone.alphas_cumprod, backbone.predicts)
+            for (uncond, cond), x, scale in zip((output.split(1) for output in outputs), latents, scales)]
 
 
 def _guide(backbone: Backbone, rows: Rows, x: Tensor, t: int, present: Sequence[Branch], alpha_s: float, alpha_m: float,
@@ -140,25 +142,28 @@ def _losses(maps: Sequence[dict[str, Tensor]], present: Sequence[Branch], sites_
 
 def sample_loop(backbone: Backbone, rows: Rows, x_T: Tensor, subject: Branch | None, motion: Branch | None, *,
                 steps: int, tau: int, guidance: float, alpha_s: float, alpha_m: float, beta_s: float, beta_m: float,
-                layers: str = "mid", motion_steps: int | None = None, report: Report = silent) -> Tensor:
+                guidance_motion: float | None = None, layers: str = "mid", motion_steps: int | None = None,
+                report: Report = silent) -> Tensor:
     """Algorithm 1: x_T -> x_0, both (1, C, F, h, w).
 
     steps: of DDIM with eta = 0. tau: how many of the first ones are guided. layers: `attention.choose`'s `where`.
     motion_steps: in how many of the first ones the motion branch has a say beside the subject branch, None: in all, as
     in the paper. **Ours**: paths are laid out in the first steps; in the last ones a branch that knows only the class
-    words can but wash the subjects out. The rest as in collaborative_step. Raises NumericError where the latents are
-    no longer finite.
+    words can but wash the subjects out. guidance: the scale in each branch; guidance_motion: another in the motion
+    branch. The rest as in collaborative_step. Raises NumericError where the latents are no longer finite.
     """
     sites_cross = choose(backbone.sites, layers, kind="cross", axis="space")
     sites_time = choose(backbone.sites, layers, kind="self", axis="time")
     timesteps = backbone.timesteps(steps).tolist()
+    guidance_m = guidance if guidance_motion is None else guidance_motion
     x = x_T.detach()
     for done, (t, t_prev) in enumerate(zip(timesteps, [*timesteps[1:], -1])):        # line 1
         if subject is not None and motion_steps is not None and done >= motion_steps:
             motion = None
         x, facts = collaborative_step(
-            backbone, rows, x, t, t_prev, subject, motion, guidance=guidance, alpha_s=alpha_s, alpha_m=alpha_m,
-            beta_s=beta_s, beta_m=beta_m, guided=done < tau, sites_cross=sites_cross, sites_time=sites_time)
+            backbone, rows, x, t, t_prev, subject, motion, guidance_s=guidance, guidance_m=guidance_m, alpha_s=alpha_s,
+            alpha_m=alpha_m, beta_s=beta_s, beta_m=beta_m, guided=done < tau, sites_cross=sites_cross,
+            sites_time=sites_time)
         if not bool(x.isfinite().all()):
             raise NumericError(f"sampling step {done + 1} of {steps} (t = {t}) gave numbers that are not finite",
                                "lower alpha or guidance, or sample in float32")

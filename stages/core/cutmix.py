@@ -1,14 +1,18 @@
-"""CutMix compositions of two single-subject videos (METHOD 4, supplement 7.1): numpy in, numpy out.
+"""CutMix compositions of single-subject videos or photos (METHOD 4, supplement 7.1): numpy in, numpy out.
 
 The paper cuts both subjects out by mask and places them "onto a clean background video" with "some degree of overlap".
-**Ours**: the clean background is the rear subject's own video with the subject taken out (each hidden pixel becomes the
-median over the frames that show it; what no frame shows grows in from its surroundings); place, scale and who is in
-front are drawn at random, and among random placements the first within the allowed overlap is taken.
-Frames: uint8 (F, H, W, 3). Masks: bool (F, H, W). Shifts and boxes are in pixels.
+**Ours**: the clean background is the rearmost subject's own video with the subject taken out (each hidden pixel becomes
+the median over the frames that show it; what no frame shows grows in from its surroundings); place, scale and who is in
+front are drawn at random, and among random placements the first within the allowed overlap is taken. A subject cut from
+a photo does not move: it is carried along a straight line drawn at random, for in compositions that stand still a
+video model learns a stillness that clashes with any motion.
+Frames: uint8 (F, H, W, 3). Masks: bool (F, H, W). N subjects. Shifts and boxes are in pixels.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from PIL import Image
@@ -19,60 +23,66 @@ SCALES = (0.7, 1.0)        # of the subject's size in its own video
 
 @dataclass(frozen=True)
 class Cut:
-    """One subject in its video: frames (F, H, W, 3) uint8 and masks (F, H, W) bool of where it is."""
+    """One subject in its video: frames (F, H, W, 3) uint8 and masks (F, H, W) bool of where it is. still: every frame
+    is the same photo."""
 
     frames: np.ndarray
     masks: np.ndarray
+    still: bool = False
+
+    @classmethod
+    def of_photo(cls, photo_HW3: np.ndarray, mask_HW: np.ndarray, frames: int) -> Cut:
+        """A photo as a video of `frames` frames in which nothing moves."""
+        return cls(np.repeat(photo_HW3[None], frames, 0), np.repeat(mask_HW[None], frames, 0), still=True)
 
 
 @dataclass(frozen=True)
 class Composition:
-    """frames (F, H, W, 3) uint8; masks (2, F, H, W) bool: what is VISIBLE of the first and of the second subject."""
+    """frames (F, H, W, 3) uint8; masks (N, F, H, W) bool: what is VISIBLE of each subject, in the order of the cuts."""
 
     frames: np.ndarray
     masks: np.ndarray
 
 
-def cutmix(first: Cut, second: Cut, rng: np.random.Generator, overlap: float) -> Composition:
-    """Both subjects in one video. overlap: the largest share of the smaller subject's pixels that may be shared."""
-    cuts = (first, second)
-    front = int(rng.integers(2))
+def cutmix(cuts: Sequence[Cut], rng: np.random.Generator, overlap: float) -> Composition:
+    """All subjects in one video. overlap: the largest share of the smaller one's pixels that any two may share."""
+    depth = rng.permutation(len(cuts)).tolist()                                     # rearmost first
     best, least = None, np.inf
     for _ in range(TRIES):
         placed = [place(cut, float(rng.uniform(*SCALES)), rng) for cut in cuts]
-        shared = overlap_share(placed[0].masks, placed[1].masks)
+        shared = max(overlap_share(a.masks, b.masks) for a, b in combinations(placed, 2))
         if shared < least:
             best, least = placed, shared
         if shared <= overlap:
             break
-    return compose(best[0], best[1], front, clean_background(cuts[1 - front]))
+    return compose(best, depth, clean_background(cuts[depth[0]]))
 
 
-def compose(first: Cut, second: Cut, front: int, background: np.ndarray) -> Composition:
-    """Paint rear, then front: the front subject hides what it covers. front: 0 or 1, the index of the front subject."""
-    placed, rear = (first, second), 1 - front
-    frames = background.copy()
-    for n in (rear, front):
+def compose(placed: Sequence[Cut], depth: Sequence[int], background: np.ndarray) -> Composition:
+    """Paint from rear to front: each subject hides what it covers. depth: indices of `placed`, the rearmost first."""
+    frames, masks = background.copy(), np.stack([cut.masks for cut in placed])
+    for at, n in enumerate(depth):
         frames[placed[n].masks] = placed[n].frames[placed[n].masks]
-    masks = np.stack([first.masks, second.masks])
-    masks[rear] &= ~masks[front]
+        masks[list(depth[:at])] &= ~placed[n].masks
     return Composition(frames, masks)
 
 
 def place(cut: Cut, scale: float, rng: np.random.Generator) -> Cut:
-    """The subject, scaled, somewhere wholly inside the frame; its own movement is kept (same shapes)."""
+    """The subject, scaled, somewhere wholly inside the frame (same shapes): its own movement is kept; a still one goes
+    from that place to another along a straight line."""
     count, height, width = cut.masks.shape
     rows, columns = (np.flatnonzero(cut.masks.any(axis)) for axis in ((0, 2), (0, 1)))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     tall, wide = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
-    y, x = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    start, end = (rng.integers((height - tall + 1, width - wide + 1)) for _ in range(2))
+    corners = np.linspace(start, end if cut.still else start, count).round().astype(int)
     frames, masks = np.zeros_like(cut.frames), np.zeros_like(cut.masks)
-    for f in range(count):
+    for f, (y, x) in enumerate(corners):
         picture = Image.fromarray(cut.frames[f, top:bottom, left:right])
         mask = Image.fromarray(cut.masks[f, top:bottom, left:right].astype(np.uint8) * 255)
         frames[f, y:y + tall, x:x + wide] = picture.resize((wide, tall), Image.Resampling.BILINEAR)
         masks[f, y:y + tall, x:x + wide] = np.asarray(mask.resize((wide, tall), Image.Resampling.BILINEAR)) > 127
-    return Cut(frames, masks)
+    return Cut(frames, masks, cut.still)
 
 
 def overlap_share(a: np.ndarray, b: np.ndarray) -> float:

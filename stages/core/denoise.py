@@ -38,10 +38,11 @@ class Noised(NamedTuple):
     target: Tensor
 
 
-def noised(backbone: Backbone, x0: Tensor, generator: torch.Generator) -> Noised:
-    """Draw t uniformly and eps ~ N(0, I) for every row of x0 (B, C, F, h, w)."""
+def noised(backbone: Backbone, x0: Tensor, generator: torch.Generator, t_max: float = 1.0) -> Noised:
+    """Draw t uniformly and eps ~ N(0, I) for every row of x0 (B, C, F, h, w). t_max: the share of the schedule, from
+    its clean end, that t is drawn from."""
     acp = backbone.alphas_cumprod
-    t = torch.randint(len(acp), (len(x0),), generator=generator).to(x0.device)
+    t = torch.randint(max(1, round(t_max * len(acp))), (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     return Noised(add_noise(x0, noise, t, acp), t, target(x0, noise, t, acp, backbone.predicts))
 

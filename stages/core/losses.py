@@ -44,7 +44,7 @@ def fusion(student_BCFhw: Tensor, teacher_BCFhw: Tensor) -> Tensor:
 
 
 def attention(maps: Sequence[Sequence[Tensor]], masks_BFHW: Sequence[Tensor]) -> Tensor:
-    """L_attn = 1/2 sum_{i=1,2} || M_SCA,i - M_i ||^2 (METHOD 4).
+    """L_attn = 1/2 sum_{i=1,2} || M_SCA,i - M_i ||^2 (METHOD 4); of more than two subjects the mean as well (ours).
 
     maps[i]: for each watched site the spatial cross-attention map of token <sub_i>, (B, F, h, w), of any h and w.
     masks_BFHW[i]: what is visible of subject i, 0..1; each site compares with the share of its cells that M_i covers.
@@ -52,7 +52,7 @@ def attention(maps: Sequence[Sequence[Tensor]], masks_BFHW: Sequence[Tensor]) ->
     """
     per_subject = [torch.stack([((site - cover(mask, site.shape[-2:]).to(site)) ** 2).mean() for site in sites]).mean()
                    for sites, mask in zip(maps, masks_BFHW)]
-    return torch.stack(per_subject).sum() / 2
+    return torch.stack(per_subject).mean()
 
 
 def total_fusion(loss_fusion: Tensor, loss_attn: Tensor, lambda2: float) -> Tensor:
