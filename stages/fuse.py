@@ -222,7 +222,7 @@ def cuts_of(name: str, videos: Sequence[np.ndarray], photos: Sequence[Path] | No
 def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
                    seed: int = 0) -> list[Group]:
     """options.compositions of CutMix, shared out among all groups of options.together subjects in every order
-    (**ours**: prompts name them in any); latents and text vectors are computed once."""
+    (**ours**: prompts name them in any), one each at least; latents and text vectors are computed once."""
     orders = list(itertools.permutations(teachers, min(options.together, len(teachers))))
     groups = []
     for members in orders:

@@ -115,7 +115,7 @@ class FuseOptions(Options):
     t_max: float = option(1.0, "(0..1", "share of the noise schedule trained on, from its clean end; 1: all", "ours")
     videos: int = option(4, "1.. videos", "training videos sampled from each subject's own LoRA", "ours")
     cuts: str = option("videos", "videos|photos", "what CutMix cuts the subjects from; photos drift", "§3.4; ours")
-    together: int = option(2, "2..1000 subjects", "subjects in one composition, if so many are fused", "§3.4")
+    together: int = option(2, "2..4 subjects", "subjects in one composition, if so many are fused", "§3.4")
     compositions: int = option(32, "1.. videos", "CutMix compositions, shared out among the groups", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")

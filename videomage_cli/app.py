@@ -150,7 +150,7 @@ def doctor(folder: Project = Path(), json: Json = False) -> None:
 def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("demo"), subjects: Subjects = None,
          motion: Annotated[str, typer.Option(help="Which motion of the sprites world.")] = "chase",
          device: Device = "auto", dtype: Dtype = "fp32", seed: Seed = 0, json: Json = False) -> None:
-    """The whole method on the built-in base, from files it makes itself: about nine minutes on two idle cores.
+    """The whole method on the built-in base, from files it makes itself: nine to ten minutes on two idle cores.
 
     Subjects and motion are of the sprites world, and held out of all that the base was trained on (default: toy and
     pet, chase).

@@ -4,8 +4,8 @@ The paper cuts both subjects out by mask and places them "onto a clean backgroun
 **Ours**: the clean background is the rearmost subject's own video with the subject taken out (each hidden pixel becomes
 the median over the frames that show it; what no frame shows grows in from its surroundings); place, scale and who is in
 front are drawn at random, and among random placements the first within the allowed overlap is taken. A subject cut from
-a photo does not move: it is carried along a straight line drawn at random, for in compositions that stand still a
-video model learns a stillness that clashes with any motion.
+a photo does not move: it is carried along a straight line drawn at random (on the sprites base compositions that stood
+still did far worse, one run).
 Frames: uint8 (F, H, W, 3). Masks: bool (F, H, W). N subjects. Shifts and boxes are in pixels.
 """
 from __future__ import annotations
