@@ -131,6 +131,9 @@ def _sample_inputs(project: Workspace, name: str, options, request: Mapping) -> 
                                       STAGES["learn-motion"], motion)
         inputs["motion/noise"] = Input(folder / "noise.safetensors", f"the inverted noise of '{motion}'",
                                        STAGES["invert"], motion)
+    if motion and subjects and options.inverted == "cast" and options.beta > 0:
+        inputs |= {f"motion/{label}": item for label, item in _invert_inputs(project, motion, options, request).items()}
+        inputs |= {f"{subject}/images": _photos(project, subject) for subject in subjects}
     return inputs
 
 

@@ -37,18 +37,17 @@ from .core import losses
 from .core.attention import run_until, watch, word_maps
 from .core.cutmix import Cut, cutmix
 from .core.denoise import draw, encode, gaussian, go_on, noised, pick, seed_of, sites_of
-from .core.errors import BadInput, UsageError
+from .core.errors import UsageError
 from .core.lora import Lora, branches, load_tokens, mean, save, training
 from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
 from .core.train import fit, schedule
-from .core.video import read_images, write_video
+from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
+from .cuts import from_photos, from_videos
 from .options import FuseOptions
 from .prompts import placeholder, subject_prompt, together_prompt, token_span
-
-SEEN = 0.5      # a training video counts for CutMix if its subject is found in at least this share of its frames
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,11 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
                                     cache=plan.checkpoints, report=report))
         finder = segmenters.load(options.segmenter, device=device, threshold=options.threshold)
         videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
-        cuts = {name: cuts_of(name, videos[name], plan.inputs.get(f"{name}/images"), finder, class_word, report)
-                for name, class_word in plan.request["subjects"].items()}
+        cuts = {}
+        for name, class_word in plan.request["subjects"].items():
+            photos = plan.inputs.get(f"{name}/images")
+            cuts[name] = (from_photos(name, photos, videos[name][0].shape[:3], finder, class_word, report) if photos
+                          else from_videos(name, videos[name], finder, class_word, report))
         groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
         lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
                           identity=plan.identity, report=report)
@@ -194,29 +196,6 @@ def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: F
         save_file({"latents": torch.cat(videos).cpu()}, partial := path.with_suffix(".partial"))
         partial.replace(path)
     return Teacher(name, token, lora, vectors, torch.cat(videos))
-
-
-def cuts_of(name: str, videos: Sequence[np.ndarray], photos: Sequence[Path] | None, finder: segmenters.Segmenter,
-            class_word: str, report: Report) -> list[Cut]:
-    """The videos (F, H, W, 3) of one subject, or its photos where there are any, in which it was found, with its masks.
-    Raises BadInput where there is none."""
-    if photos:
-        frames, *size = videos[0].shape[:3]
-        pictures = read_images(photos, tuple(size))
-        masks = np.asarray(finder.masks(pictures, [class_word])[class_word].masks)
-        cuts = [Cut.of_photo(picture, mask, frames) for picture, mask in zip(pictures, masks) if mask.any()]
-        of = f"{len(pictures)} photos of '{name}'"
-    else:
-        tracks = [np.asarray(finder.masks(video, [class_word])[class_word].masks) for video in videos]
-        cuts = [Cut(video, track) for video, track in zip(videos, tracks) if track.any((1, 2)).mean() >= SEEN]
-        of = f"{len(videos)} videos that the LoRA of '{name}' makes"
-    if not cuts:
-        raise BadInput(f"no '{class_word}' was found in any of the {of}",
-                       "look at the subject's preview; then train it longer, lower --threshold, or give it a class "
-                       "word that the segmenter knows")
-    if len(cuts) < len(photos or videos):
-        report(note=f"a '{class_word}' is in sight in {len(cuts)} of {of}")
-    return cuts
 
 
 def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,

@@ -1,8 +1,7 @@
 """invert: the looks of the clip's actors as tokens, and the noise that the clip came from (METHOD 3.1 and 5).
 
 Tokens: textual inversion on ONE frame, so that no motion enters them; embeddings only, no weight of the base moves.
-Noise: DDIM inversion of the clip, walked with the empty prompt and without guidance (**ours**: the paper names DDIM
-inversion only; what the prompt says the noise need not hold, and here it shall hold the clip's layout and paths).
+Noise: DDIM inversion of the clip, and the way back, to see what it holds.
 
 Legend: x latents (B, C, F, h, w); H W pixels; L text tokens, D their width.
 """
@@ -21,10 +20,9 @@ from . import STAGES
 from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.denoise import denoising_loss, draw, encode, gaussian
+from .core.denoise import denoising_loss, draw, encode, gaussian, invert_clip
 from .core.errors import BadInput
 from .core.lora import save_tokens
-from .core.noise import ddim_invert, ddim_step, to_eps
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.train import fit
@@ -63,8 +61,11 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
         crops = crops_of(read_clip(plan.inputs["clip"]), plan.inputs["masks"], actors, plan.options.token_frame, size)
         tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
                               identity=plan.identity, report=report)
-        noise, back, error = invert_clip(backbone, encode(backbone, clip_FHWC[None]), plan.options, report=report)
-        shown = backbone.decode(back)[0]
+        x_0 = encode(backbone, clip_FHWC[None])
+        steps, refine = plan.options.inversion_steps, plan.options.inversion_refine
+        noise = invert_clip(backbone, x_0, steps=steps, refine=refine, report=report)
+        back = draw(backbone, "", noise, guidance=1.0, steps=steps)
+        shown, error = backbone.decode(back)[0], float((back - x_0).norm() / x_0.norm())
         plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
         report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
         save_tokens(tokens, out / "tokens.safetensors")
@@ -99,27 +100,6 @@ def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertO
     fit(tokens, losses_at, optimizer=optimizer, steps=options.token_steps, seed=seed, checkpoints=checkpoints,
         identity=identity, stop=asked_to_stop, report=report)
     return {name: rows.detach() for name, rows in tokens.items()}
-
-
-@torch.no_grad()
-def invert_clip(backbone: Backbone, x_0: Tensor, options: InvertOptions, *, report: Report = silent
-                ) -> tuple[Tensor, Tensor, float]:
-    """x_0 (1, C, F, h, w) -> (eps_m, x_0 sampled back from eps_m, |difference| / |x_0|). Empty prompt, guidance 1."""
-    vectors, acp = backbone.embed([""]), backbone.alphas_cumprod
-    timesteps = backbone.timesteps(options.inversion_steps).tolist()
-    forwards = len(timesteps) * (2 + options.inversion_refine)
-    done = iter(range(1, forwards + 1))
-
-    def eps_at(x: Tensor, t: int) -> Tensor:
-        at = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-        report(step=next(done), of=forwards, t=t)
-        return to_eps(backbone.predict(x, at, vectors), x, at, acp, backbone.predicts)
-
-    noise = ddim_invert(eps_at, x_0, timesteps, acp, refine=options.inversion_refine, final_alpha=backbone.final_alpha)
-    back = noise
-    for t, t_prev in zip(timesteps, [*timesteps[1:], -1]):
-        back = ddim_step(back, eps_at(back, t), t, t_prev, acp, final_alpha=backbone.final_alpha)
-    return noise, back, float((back - x_0).norm() / x_0.norm())
 
 
 def crops_of(frames_FHWC: np.ndarray, masks_folder: Path, actors: tuple[str, ...], index: int,

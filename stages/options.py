@@ -142,6 +142,10 @@ class SampleOptions(Options):
     beta_m: float = option(0.5, "0..1", "weight of the motion branch's noise", "§3.5")
     motion_steps: int | None = option(None, "0..1000 steps", "first steps with the motion branch; default: all", "ours")
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
+    inverted: str = option("clip", "clip|cast", "what that noise is inverted from: the clip, or the clip with a "
+                           "photo of each subject in its actor's place", "§3.5; ours")
+    segmenter: str = option("clipseg", "", "what finds the subjects in those photos: clipseg", "ours")
+    threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
     branches: str = option("auto", "auto|subject|motion|none", "which run: auto, those there are; for ablations", "§4")
     frames: int | None = option(None, "1..1024 frames", "frames of the video; default: the base's own", "§4 (24)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from .core.errors import BadInput
 
@@ -113,6 +114,24 @@ def target_prompt(text: str, classes: Mapping[str, str]) -> TargetPrompt:
         if names[0] not in subjects:
             subjects.append(names[0])
     return TargetPrompt(" ".join(text.split()), " ".join(plain), tuple(subjects), tuple(pairs))
+
+
+def roles(target: TargetPrompt, motion: MotionPrompt) -> dict[str, str]:
+    """{actor: subject}: who plays whom. A subject plays the actor in whose place it stands, as far as the words around
+    it are those of the motion prompt: in "a dog is riding a <toy>" the toy is the horse of "a [person] is riding a
+    [horse]". Subjects that stand nowhere so take the actors that are left, in order. An actor may have none."""
+    actors = [f"[{actor}]" for actor in motion.actors]
+    sentence = [part for n, text in enumerate(_BRACKET.split(motion.text))
+                for part in ([actors[n // 2]] if n % 2 else text.lower().split())]
+    standing = {words.start: name for name, words, _ in target.pairs}
+    placed: dict[str, str] = {}
+    aligned = SequenceMatcher(None, sentence, target.text.lower().split(), autojunk=False)
+    for _, a, b, c, d in aligned.get_opcodes():
+        there = [part for part in sentence[a:b] if part in actors]
+        placed |= dict(zip(there, [standing[n] for n in range(c, d) if n in standing]))
+    left = [actor for actor in actors if actor not in placed]
+    placed |= dict(zip(left, [name for name in target.subjects if name not in placed.values()]))
+    return {actor: placed[f"[{actor}]"] for actor in motion.actors if f"[{actor}]" in placed}
 
 
 def token_span(positions: Sequence[tuple[str, range]], words: range) -> range:

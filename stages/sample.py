@@ -4,13 +4,17 @@ x_T = sqrt(beta) eps_m + sqrt(1 - beta) eps; then core/collaborate.py, line by l
 motion only the branch that is there runs, which is plain guided DDIM; with neither it is a plain sample of the base.
 x_T is the same in every case, so that ablations (--branches) differ in the branches alone.
 
+**Ours**, an option that is off as the paper has it: eps_m is inverted from the recast clip, in which a photo of each
+subject stands in its actor's place (inverted = cast). The noise of the clip as it is holds its actors' colours; they
+shine through the subjects, and decide which of them takes which path, whatever the prompt says.
+
 Legend: x latents (1, C, F, h, w); L text tokens, D their width.
 """
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +22,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from . import segmenters
 from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
-from .core.denoise import gaussian, sites_of
+from .core.denoise import encode, gaussian, invert_clip, sites_of
 from .core.errors import BadInput, Interrupted
 from .core.lora import Lora, branches, load_tokens
 from .core.lora import load as load_lora
@@ -30,9 +35,10 @@ from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.video import read_clip, read_images, write_frames, write_video
 from .core.workspace import Artifact, Plan, Workspace
+from .cuts import from_photos, recast_clip
 from .options import SampleOptions
 from .orders import sample_plans, target_of
-from .prompts import TargetPrompt, placeholder, token_span
+from .prompts import TargetPrompt, motion_prompt, placeholder, roles, token_span
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
 def _make(project: Workspace, backbone: Backbone, plan: Plan, out: Path, report: Report) -> None:
     """One video of one plan, written to `out`."""
     learned, target = learned_of(plan, backbone), target_of(project, plan.request["prompt"])
+    rows = _sources(project, plan, (backbone.height, backbone.width))
+    if "motion/clip" in plan.inputs:
+        clip, noise = recast_noise(project, backbone, plan, target, report=report)
+        learned = replace(learned, noise=noise)
+        rows.append(("the clip, recast", clip))
     log: list[dict] = []
 
     def listen(**facts: object) -> None:
@@ -85,7 +96,7 @@ def _make(project: Workspace, backbone: Backbone, plan: Plan, out: Path, report:
     write_frames(out / "frames.png", frames)
     (out / "log.json").write_text(json.dumps({"prompt": target.text, "plain prompt": target.plain, "steps": log},
                                              indent=1) + "\n", encoding="utf-8")
-    contact_sheet([*_sources(project, plan, frames.shape[1:3]), (target.text, frames)], out / "sheet.png")
+    contact_sheet([*rows, (target.text, frames)], out / "sheet.png")
 
 
 def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, options: SampleOptions, *, seed: int = 0,
@@ -113,6 +124,22 @@ def initial_noise(backbone: Backbone, inverted: Tensor | None, options: SampleOp
         raise BadInput(f"the inverted noise is of shape {tuple(inverted.shape)}, the video of {tuple(noise.shape)}",
                        "leave --frames out, or sample with --beta 0")
     return mix(inverted.to(noise), noise, options.beta)
+
+
+def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: TargetPrompt, *, report: Report = silent
+                 ) -> tuple[np.ndarray, Tensor]:
+    """(frames (F, H, W, 3) of the motion's clip with a photo of each subject of the prompt in its actor's place, the
+    noise (1, C, F, h, w) inverted from them the way that invert went for the clip itself)."""
+    motion, options = plan.request["motion"], plan.options
+    shape = (options.frames or backbone.frames, backbone.height, backbone.width)
+    finder = segmenters.load(options.segmenter, device=str(backbone.device), threshold=options.threshold)
+    parts = roles(target, motion_prompt(project.motion(motion).prompt))
+    cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], shape, finder, project.subject(name).class_word,
+                              report) for name in parts.values()}
+    clip = recast_clip(plan.inputs["motion/clip"], plan.inputs["motion/masks"], shape, parts, cuts)
+    walk = project.manifest(project.motion_folder(motion) / "invert.json")["options"]
+    return clip, invert_clip(backbone, encode(backbone, clip[None]), steps=walk["inversion_steps"],
+                             refine=walk["inversion_refine"], report=report)
 
 
 @torch.no_grad()

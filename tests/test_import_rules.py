@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "videomage_cli").rglob("*.py")])
 STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate"}
 SEAMS = {"backbones", "segmenters", "metrics"}
-HOUSE = {"options", "presets", "prompts", "orders", "core"}          # what any stage may use
-TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(f"stages.{name}" for name in HOUSE - {"core"}), *(
+HOUSE = {"options", "presets", "prompts", "orders", "cuts", "core"}          # what any stage may use
+TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(f"stages.{name}" for name in HOUSE - {"core", "cuts"}), *(
     f"stages.core.{name}" for name in ("errors", "report", "lock", "settings", "stage", "plan", "workspace"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}

@@ -1,4 +1,4 @@
-"""CutMix compositions of single-subject videos or photos (METHOD 4, supplement 7.1): numpy in, numpy out.
+"""CutMix compositions of single-subject videos or photos (METHOD 4, supplement 7.1), and recast clips: numpy only.
 
 The paper cuts both subjects out by mask and places them "onto a clean background video" with "some degree of overlap".
 **Ours**: the clean background is the rearmost subject's own video with the subject taken out (each hidden pixel becomes
@@ -78,11 +78,47 @@ def place(cut: Cut, scale: float, rng: np.random.Generator) -> Cut:
     corners = np.linspace(start, end if cut.still else start, count).round().astype(int)
     frames, masks = np.zeros_like(cut.frames), np.zeros_like(cut.masks)
     for f, (y, x) in enumerate(corners):
-        picture = Image.fromarray(cut.frames[f, top:bottom, left:right])
-        mask = Image.fromarray(cut.masks[f, top:bottom, left:right].astype(np.uint8) * 255)
-        frames[f, y:y + tall, x:x + wide] = picture.resize((wide, tall), Image.Resampling.BILINEAR)
-        masks[f, y:y + tall, x:x + wide] = np.asarray(mask.resize((wide, tall), Image.Resampling.BILINEAR)) > 127
+        box, there = np.s_[f, top:bottom, left:right], np.s_[f, y:y + tall, x:x + wide]
+        frames[there], masks[there] = _resized(cut.frames[box], cut.masks[box], tall, wide)
     return Cut(frames, masks, cut.still)
+
+
+def recast(frames: np.ndarray, tracks: Sequence[np.ndarray], cuts: Sequence[Cut]) -> Composition:
+    """A clip in which each cut stands where its actor stood. tracks: the actors' masks, (F, H, W) bool each, in the
+    order of the cuts, which have as many frames. Centre of mass lies on centre of mass in every frame. The size is one
+    for the clip, the actor's area in the median of the frames that show it (an actor half hidden would shrink its
+    subject); the first cut is rearmost. A frame without the actor is one without its subject."""
+    placed = [_stand_in(cut, track) for cut, track in zip(cuts, tracks, strict=True)]
+    empty = clean_background(Cut(frames, np.any(tracks, axis=0)))
+    return compose(placed, range(len(placed)), empty)
+
+
+def _stand_in(cut: Cut, track: np.ndarray) -> Cut:
+    """The subject in its actor's place; what would leave the frame is cut off."""
+    count, height, width = track.shape
+    areas = track.sum((1, 2))
+    frames, masks = np.zeros((count, height, width, 3), np.uint8), np.zeros_like(track)
+    for f in np.flatnonzero(areas):
+        ys, xs = np.nonzero(cut.masks[f])
+        if not len(ys):
+            continue
+        box = np.s_[ys.min():ys.max() + 1, xs.min():xs.max() + 1]
+        factor = (np.median(areas[areas > 0]) / len(ys)) ** 0.5
+        tall, wide = (max(1, round((at.max() + 1 - at.min()) * factor)) for at in (ys, xs))
+        picture, mask = _resized(cut.frames[f][box], cut.masks[f][box], tall, wide)
+        if not mask.any():
+            continue
+        y, x = (round(to.mean() - at.mean()) for to, at in zip(np.nonzero(track[f]), np.nonzero(mask)))
+        rows, columns = slice(max(0, y), min(height, y + tall)), slice(max(0, x), min(width, x + wide))
+        part = np.s_[rows.start - y:rows.stop - y, columns.start - x:columns.stop - x]
+        frames[f, rows, columns], masks[f, rows, columns] = picture[part], mask[part]
+    return Cut(frames, masks)
+
+
+def _resized(picture_HW3: np.ndarray, mask_HW: np.ndarray, tall: int, wide: int) -> tuple[np.ndarray, np.ndarray]:
+    picture, mask = Image.fromarray(picture_HW3), Image.fromarray(mask_HW.astype(np.uint8) * 255)
+    how = Image.Resampling.BILINEAR
+    return np.asarray(picture.resize((wide, tall), how)), np.asarray(mask.resize((wide, tall), how)) > 127
 
 
 def overlap_share(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What the stages do with a backbone again and again: a noised training row, and a plain sample of one prompt.
+"""What the stages do with a backbone again and again: a noised training row, a plain sample, an inversion.
 
 Random numbers come from CPU generators and are moved, so that a run draws the same ones on every device. Latents are
 kept in float32 at least, whatever the networks compute in.
@@ -8,6 +8,7 @@ Legend: x latents (B, C, F, h, w); L text tokens, D their width.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +22,8 @@ from .attention import Site, choose
 from .collaborate import Branch, sample_loop
 from .errors import Interrupted, UsageError
 from .lora import Lora, branches
-from .noise import add_noise, target
-from .report import asked_to_stop
+from .noise import add_noise, ddim_invert, target, to_eps
+from .report import Report, asked_to_stop, silent
 from .train import generator_at
 from .video import read_clip, write_frames
 
@@ -95,6 +96,23 @@ def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, T
     with branches(backbone.denoiser, {"lora": lora}) as rows:
         return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
                            alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+
+
+@torch.no_grad()
+def invert_clip(backbone: Backbone, x_0: Tensor, *, steps: int, refine: int = 0, report: Report = silent) -> Tensor:
+    """DDIM inversion of a clip, x_0 -> eps_m, both (1, C, F, h, w) (METHOD 5, supplement 7.1), under the empty prompt
+    and without guidance: `draw` with "" and guidance 1 comes back from it. **Ours**: the paper names DDIM inversion
+    only; what the prompt says the noise need not hold, and here it shall hold the clip's layout and paths.
+    refine: see noise.ddim_invert."""
+    vectors, acp = backbone.embed([""]), backbone.alphas_cumprod
+    done, forwards = itertools.count(1), steps * (1 + refine)
+
+    def eps_at(x: Tensor, t: int) -> Tensor:
+        at = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        report(step=next(done), of=forwards, t=t)
+        return to_eps(backbone.predict(x, at, vectors), x, at, acp, backbone.predicts)
+
+    return ddim_invert(eps_at, x_0, backbone.timesteps(steps), acp, refine=refine, final_alpha=backbone.final_alpha)
 
 
 def go_on() -> None:
