@@ -25,7 +25,7 @@ from .backbones import identity, load
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.denoise import Previews, denoising_loss, draw, encode, gaussian, go_on, pick
-from .core.errors import BadInput
+from .core.errors import BadInput, Locked
 from .core.lora import Lora, save, save_tokens, training
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
@@ -147,17 +147,26 @@ def drawn(project: Workspace, backbone: Backbone, options: LearnSubjectOptions, 
     clip k depends on k and its prompt alone, whatever a subject's seed is."""
     prompts = auxiliary_prompts(project.settings.base, options.auxiliary_count)
     key = json.dumps([backbone.revision, str(backbone.dtype), prompts, options.video_steps, options.guidance])
-    path = project.cache("auxiliary") / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    with project.lock("auxiliary"):
-        if not path.is_file():
-            report(note=f"no auxiliary set is named: {len(prompts)} clips are drawn from the base itself and kept")
-            latents = []
-            for k, prompt in enumerate(prompts):
-                go_on()
-                latents.append(draw(backbone, prompt, gaussian(backbone, backbone.frames, k), steps=options.video_steps,
-                                    guidance=options.guidance))
-                report(step=k + 1, of=len(prompts), drawing=prompt)
-            save_file({"latents": torch.cat(latents).cpu()}, partial := path.with_suffix(".partial"))
-            partial.replace(path)
-    latents = load_file(path)["latents"].to(backbone.device)
-    return [(prompt, x[None]) for prompt, x in zip(prompts, latents)]
+    folder = project.cache("auxiliary") / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{k}.safetensors" for k in range(len(prompts))]
+    if not all(path.is_file() for path in paths):
+        report(note=f"no auxiliary set is named: {len(prompts)} clips are drawn from the base itself and kept")
+    for wait in (False, True):         # subjects learned at once share the work: first what nobody draws, then the rest
+        for k, path in enumerate(paths):
+            try:
+                with project.lock(f"auxiliary-{k}", wait=wait):
+                    if not path.is_file():
+                        _draw_auxiliary(backbone, prompts[k], k, path, options)
+                        report(step=k + 1, of=len(prompts), drawing=prompts[k])
+            except Locked:
+                continue
+    return [(prompt, load_file(path)["latents"].to(backbone.device)) for prompt, path in zip(prompts, paths)]
+
+
+def _draw_auxiliary(backbone: Backbone, prompt: str, k: int, path: Path, options: LearnSubjectOptions) -> None:
+    go_on()
+    x_0 = draw(backbone, prompt, gaussian(backbone, backbone.frames, k), steps=options.video_steps,
+               guidance=options.guidance)
+    save_file({"latents": x_0.cpu()}, partial := path.with_suffix(".partial"))
+    partial.replace(path)

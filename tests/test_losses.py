@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.core import losses
-from stages.core.cutmix import Cut, clean_background, compose, cutmix, overlap_share, place
+from stages.core.cutmix import Cut, clean_background, compose, cutmix, overlap_share, place, recast
 
 
 def draws(*shape, seed=0, dtype=torch.float64):
@@ -124,6 +124,44 @@ def test_a_subject_cut_from_a_photo_is_carried_along_a_straight_line():
         corners = np.array([np.argwhere(mask)[0] for mask in placed.masks])
         line = np.linspace(corners[0], corners[-1], 5)
         assert np.abs(corners - line).max() <= 0.5 and (corners[0] != corners[-1]).any()
+
+
+def tracks_of(*boxes, frames=4, size=24):
+    """Square actors that go one pixel to the right in every frame, on grey -> (clip, their masks)."""
+    clip, tracks = np.full((frames, size, size, 3), 100, np.uint8), []
+    for y, x, side in boxes:
+        mask = np.zeros((frames, size, size), bool)
+        for f in range(frames):
+            mask[f, y:y + side, x + f:x + f + side] = True
+        clip[mask] = (255, 0, 0)
+        tracks.append(mask)
+    return clip, tracks
+
+
+def test_a_recast_clip_has_the_subjects_where_its_actors_were():
+    clip, tracks = tracks_of((2, 2, 6), (12, 10, 6))
+    photo, mask = np.full((24, 24, 3), 9, np.uint8), np.zeros((24, 24), bool)
+    mask[3:15, 8:20] = True                                        # twice as tall and wide as the actors
+    photo[mask] = (0, 255, 0)
+    blue = np.where(mask[..., None], (0, 0, 255), photo).astype(np.uint8)
+    out = recast(clip, tracks, [Cut.of_photo(picture, mask, 4) for picture in (photo, blue)])
+    for n, colour in enumerate(((0, 255, 0), (0, 0, 255))):
+        assert np.array_equal(out.masks[n], tracks[n])
+        assert (out.frames[out.masks[n]].argmax(-1) == np.argmax(colour)).all()
+    assert (out.frames[~out.masks.any(0)] == 100).all(), "an actor left a trace"
+
+
+def test_a_recast_subject_leaves_the_frame_with_its_actor():
+    clip, (track,) = tracks_of((0, 16, 8))                          # frames 1 and 2 show a part of it
+    track[3], clip[3] = False, 100                                  # and 3 nothing
+    wide = np.zeros((24, 24), bool)
+    wide[4:8, 2:18] = True                                          # 4 x 16: reaches beyond the frame's edge
+    out = recast(clip, [track], [Cut.of_photo(np.full((24, 24, 3), 50, np.uint8), wide, 4)])
+    assert not out.masks[0, 3].any() and (out.frames[3] == clip[0, 20, 0]).all()
+    assert out.masks[0, :3].any((1, 2)).all() and (out.frames[out.masks[0]] == 50).all()
+    assert out.masks[0, 2, :, -1].any()
+    with pytest.raises(ValueError):
+        recast(clip, [track, track], [Cut(clip, track)])
 
 
 def test_three_subjects_hide_each_other_in_the_order_of_their_depth():

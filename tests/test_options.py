@@ -65,11 +65,11 @@ def test_wrong_values_are_refused_by_name(name, value):
 def test_precedence():
     settings = parse({"options": {"sample": {"steps": 7, "alpha-motion": "1e3"}}})
     options = resolve("sample", settings, {"tau": 3, "steps": None})
-    assert (options.tau, options.steps, options.alpha_motion, options.beta) == (3, 7, 1e3, 0.3)
+    assert (options.tau, options.steps, options.alpha_motion, options.alpha) == (3, 7, 1e3, 1e4)
     assert options.guidance == PRESETS["sprites"]["sample"]["guidance"][0]
     assert resolve("sample", Settings(base="/a/folder")) == SampleOptions()          # no preset: the paper's
     where = {name: origin.split(":")[0] for name, (_, origin) in sources("sample", settings, {"tau": 3}).items()}
-    wanted = {"tau": "typed", "steps": "project.yaml", "guidance": "preset", "beta": "paper"}
+    wanted = {"tau": "typed", "steps": "project.yaml", "guidance": "preset", "alpha": "paper"}
     assert {name: where[name] for name in wanted} == wanted
 
 

@@ -2,7 +2,16 @@
 import pytest
 
 from stages.core.errors import BadInput
-from stages.prompts import motion_prompt, placeholder, slug, subject_prompt, target_prompt, together_prompt, token_span
+from stages.prompts import (
+    motion_prompt,
+    placeholder,
+    roles,
+    slug,
+    subject_prompt,
+    target_prompt,
+    together_prompt,
+    token_span,
+)
 
 
 def test_motion_prompt_gives_the_papers_three_sentences():
@@ -60,6 +69,23 @@ def test_unknown_and_joined_placeholders_are_named():
         target_prompt("a <cat>", {"dog": "dog"})
     with pytest.raises(BadInput, match="two subjects in one word"):
         target_prompt("<cat><dog>", {"dog": "dog", "cat": "cat"})
+
+
+@pytest.mark.parametrize("text, person, horse", [
+    ("<toy> is riding <dog> in the snow", "toy", "dog"),
+    ("a <dog> is riding a <toy>", "dog", "toy"),                    # roles go by the words, not by the project's order
+    ("A <toy>, is riding a big <dog>.", "toy", "dog"),
+    ("a dog is riding a <toy>", None, "toy"),
+    ("a <toy> is riding a bicycle", "toy", None),
+    ("in the snow <toy> sits upon <dog>", "toy", "dog"),            # other words: by order
+    ("a <toy> is riding a <toy>", "toy", "toy"),
+    ("<toy> and <dog> and <cat>", "toy", "dog"),                    # no actor is left for the cat
+    ("a dog is riding a horse", None, None),
+])
+def test_a_subject_plays_the_actor_in_whose_place_it_stands(text, person, horse):
+    target = target_prompt(text, {"toy": "teddy bear", "dog": "dog", "cat": "cat"})
+    cast = {"person": person, "horse": horse}
+    assert roles(target, motion_prompt("a [person] is riding a [horse]")) == {a: s for a, s in cast.items() if s}
 
 
 def test_token_span_covers_all_tokens_of_all_words():

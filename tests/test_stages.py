@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from stages import STAGES, segmenters
+from stages.backbones import identity
 from stages.core import report as reports
-from stages.core.denoise import draw, invert_clip
+from stages.core.cutmix import Cut, recast
+from stages.core.denoise import draw, encode, invert_clip
 from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
 from stages.core.lora import load as load_lora
 from stages.core.lora import load_tokens, mean
-from stages.core.video import read_clip, read_masks, write_images, write_masks, write_video
+from stages.core.video import read_clip, read_images, read_masks, write_images, write_masks, write_video
 from stages.core.workspace import Workspace
 from stages.fuse import fuse
 from stages.invert import crop, invert
 from stages.learn_motion import learn_motion, prompts_of
-from stages.learn_subject import learn_subject
+from stages.learn_subject import drawn, learn_subject
 from stages.options import LearnMotionOptions, resolve
+from stages.orders import sample_plans, target_of
 from stages.prompts import motion_prompt
-from stages.sample import sample
+from stages.sample import recast_noise, sample
 from stages.segment import segment
 
 QUICK = {
@@ -253,6 +257,35 @@ def test_beta_0_forgets_the_clip_and_branches_choose(made):
         sample(project, [PROMPT], replace(options, layers="nowhere"))
 
 
+def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
+    """Photos, clip and masks are inputs of that sample and of no other; its noise depends on who plays whom."""
+    project, _ = made
+    options = replace(resolve("sample", project.settings), inverted="cast")
+    by_words = {}
+    for prompt in (PROMPT, "<dog> is riding <toy> in the snow"):
+        plan = sample_plans(project, [prompt], options, base=identity(project.settings.base), reserve=False)[0]
+        by_words[prompt] = recast_noise(project, backbone, plan, target_of(project, prompt))
+        assert {"motion/clip", "motion/masks", "toy/images", "dog/images"} <= set(plan.inputs)
+    clip, noise = by_words[PROMPT]
+    middle = np.zeros((32, 32), bool)
+    middle[8:24, 6:20] = True                                                                     # what Middle finds
+    how, motion = {"frames": 4, "size": (32, 32)}, project.root / "motions/riding"
+    tracks = [read_clip(motion / "masks" / name, **how)[..., 0] > 127 for name in ("person", "horse")]
+    cuts = [Cut.of_photo(read_images(project.photos(name), (32, 32))[0], middle, 4) for name in ("toy", "dog")]
+    assert np.array_equal(clip, recast(read_clip(motion / "clip.mp4", **how), tracks, cuts).frames)
+    assert noise.shape == (1, 4, 4, *backbone.latent_size)
+    x_0 = encode(backbone, clip[None])
+    assert torch.equal(noise, invert_clip(backbone, x_0, steps=2)) and not torch.equal(noise, load_file(
+        project.root / "motions/riding/noise.safetensors")["noise"])
+    assert not torch.equal(noise, by_words["<dog> is riding <toy> in the snow"][1])
+    frames = {kind: sample(project, [PROMPT], replace(options, inverted=kind))[0].path.with_name("frames.png")
+              for kind in ("clip", "cast")}
+    assert frames["clip"].read_bytes() != frames["cast"].read_bytes()
+    for plain in (replace(options, inverted="clip"), replace(options, beta=0.0)):
+        plan = sample_plans(project, [PROMPT], plain, reserve=False)[0]
+        assert not {"motion/clip", "toy/images"} & set(plan.inputs)
+
+
 def test_count_and_prompts_make_a_sample_each(made):
     project, _ = made
     options = replace(resolve("sample", project.settings), count=2)
@@ -266,9 +299,28 @@ def test_the_auxiliary_clips_are_drawn_once_and_said(tmp_path, base_folder):
     project, said = make_project(tmp_path, base_folder, ("toy", "dog")), []
     for name in ("toy", "dog"):
         learn_subject(project, name, report=notes(said))
-    drawn = [facts for facts in said if "drawn from the base" in str(facts.get("note"))]
-    assert len(drawn) == 1 and len(list((tmp_path / ".cache/auxiliary").glob("*.safetensors"))) == 1
+    told = [facts for facts in said if "drawn from the base" in str(facts.get("note"))]
+    assert len(told) == 1 and sum("drawing" in facts for facts in said) == 2
+    assert len(list((tmp_path / ".cache/auxiliary").glob("*/*.safetensors"))) == 2
     assert any("L_reg" in facts for facts in said)
+
+
+def test_subjects_learned_at_once_share_the_drawing_of_auxiliary_clips(tmp_path, base_folder, backbone):
+    """While another process draws the first clip, this one draws the second, and then waits for the first."""
+    project, said = make_project(tmp_path, base_folder, ("toy",)), []
+    options = resolve("learn-subject", project.settings)
+    elsewhere = project.lock("auxiliary-0")
+    elsewhere.__enter__()
+
+    def the_other_is_done(**facts):
+        said.append(facts)
+        if facts.get("step") == 2:
+            elsewhere.__exit__(None, None, None)
+
+    clips = drawn(project, backbone, options, the_other_is_done)
+    assert [facts["step"] for facts in said if "step" in facts] == [2, 1] and len(clips) == 2
+    alone = drawn(make_project(tmp_path / "alone", base_folder, ("toy",)), backbone, options, notes([]))
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(clips, alone))
 
 
 def test_auxiliary_clips_of_a_folder_need_their_captions(tmp_path, base_folder):
