@@ -2,7 +2,8 @@
 
 Photos of two subjects and a clip of a motion that the base never saw are written as ordinary files; then the seven
 stages run, as a user would run them. Beside the result stand the same seed without the motion LoRA, without inverted
-noise, with the roles exchanged, and the plain base: a path that the noise alone carries must not pass for the method.
+noise, with the roles exchanged, with that noise and no LoRA, and the plain base: what the noise alone carries must not
+pass for the method.
 """
 from __future__ import annotations
 
@@ -103,6 +104,7 @@ def _samples(project: Workspace, example: Example, seed: int, common: dict) -> d
             "without the motion LoRA": (example.wanted, replace(options, branches="subject")),
             "without the inverted noise (beta = 0)": (example.wanted, replace(options, beta=0.0)),
             EXCHANGED: (example.exchanged, options),
+            "the inverted noise without any LoRA": (example.wanted, replace(options, branches="none")),
             "the plain base": (example.wanted, replace(options, branches="none", beta=0.0))}
     return {row: sample(project, [prompt], chosen, subjects=example.subjects, seed=seed, **common)[0]
             for row, (prompt, chosen) in rows.items()}
