@@ -45,9 +45,12 @@ def recast_clip(clip: Path, masks: Path, shape: tuple[int, int, int], roles: Map
     absent = [actor for actor in roles if not (masks / slug(actor)).is_dir()]
     if absent:
         raise BadInput(f"the clip was segmented without '{absent[0]}'", "Run: videomage segment --force")
+    frames_FHWC = read_clip(clip, **how)
+    if not roles:
+        return frames_FHWC
     tracks = [read_clip(masks / slug(actor), **how)[..., 0] > 127 for actor in roles]
     fullest = [max(cuts[subject], key=lambda cut: cut.masks.sum()) for subject in roles.values()]
-    return recast(read_clip(clip, **how), tracks, fullest).frames
+    return recast(frames_FHWC, tracks, fullest).frames
 
 
 def _counted(cuts: list[Cut], there: int, of: str, class_word: str, report: Report) -> list[Cut]:

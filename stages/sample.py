@@ -38,7 +38,7 @@ from .core.workspace import Artifact, Plan, Workspace
 from .cuts import from_photos, recast_clip
 from .options import SampleOptions
 from .orders import sample_plans, target_of
-from .prompts import TargetPrompt, motion_prompt, placeholder, roles, token_span
+from .prompts import TargetPrompt, listed, motion_prompt, placeholder, roles, token_span
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: Tar
     parts = roles(target, motion_prompt(project.motion(motion).prompt))
     cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], shape, finder, project.subject(name).class_word,
                               report) for name in parts.values()}
+    report(note="the clip is recast: " + listed([f"<{subject}> for the {actor}" for actor, subject in parts.items()]
+                                                or ["its actors stay, for the prompt names no subject"]))
     clip = recast_clip(plan.inputs["motion/clip"], plan.inputs["motion/masks"], shape, parts, cuts)
     walk = project.manifest(project.motion_folder(motion) / "invert.json")["options"]
     return clip, invert_clip(backbone, encode(backbone, clip[None]), steps=walk["inversion_steps"],

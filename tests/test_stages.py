@@ -261,10 +261,10 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
     """Photos, clip and masks are inputs of that sample and of no other; its noise depends on who plays whom."""
     project, _ = made
     options = replace(resolve("sample", project.settings), inverted="cast")
-    by_words = {}
+    by_words, told = {}, []
     for prompt in (PROMPT, "<dog> is riding <toy> in the snow"):
         plan = sample_plans(project, [prompt], options, base=identity(project.settings.base), reserve=False)[0]
-        by_words[prompt] = recast_noise(project, backbone, plan, target_of(project, prompt))
+        by_words[prompt] = recast_noise(project, backbone, plan, target_of(project, prompt), report=notes(told))
         assert {"motion/clip", "motion/masks", "toy/images", "dog/images"} <= set(plan.inputs)
     clip, noise = by_words[PROMPT]
     middle = np.zeros((32, 32), bool)
@@ -274,10 +274,15 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
     cuts = [Cut.of_photo(read_images(project.photos(name), (32, 32))[0], middle, 4) for name in ("toy", "dog")]
     assert np.array_equal(clip, recast(read_clip(motion / "clip.mp4", **how), tracks, cuts).frames)
     assert noise.shape == (1, 4, 4, *backbone.latent_size)
+    assert told[0]["note"] == "the clip is recast: <toy> for the person and <dog> for the horse"
     x_0 = encode(backbone, clip[None])
     assert torch.equal(noise, invert_clip(backbone, x_0, steps=2)) and not torch.equal(noise, load_file(
         project.root / "motions/riding/noise.safetensors")["noise"])
     assert not torch.equal(noise, by_words["<dog> is riding <toy> in the snow"][1])
+    said = []
+    nobody = sample_plans(project, ["a dog rides"], options, subjects=["toy"], reserve=False)[0]
+    recast_noise(project, backbone, nobody, target_of(project, "a dog rides"), report=notes(said))
+    assert "the prompt names no subject" in said[0]["note"]
     frames = {kind: sample(project, [PROMPT], replace(options, inverted=kind))[0].path.with_name("frames.png")
               for kind in ("clip", "cast")}
     assert frames["clip"].read_bytes() != frames["cast"].read_bytes()

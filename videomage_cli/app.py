@@ -182,8 +182,8 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
              "  ".join(f"{path:.2f}" for path in seen.paths), f"{seen.exchanged:.2f}")
             for row, seen in made.verdicts.items()], data=False)
         first, verdict = next(iter(made.verdicts.items()))
-        console.say(f"{first} {'meets' if verdict.passed else 'misses'} the bar: all in sight in 80 % of the frames, each "
-                    "path at 0.8")
+        console.say(f"{first} {'meets' if verdict.passed else 'misses'} the bar: all in sight in 80 % of the frames, "
+                    "each path at 0.8")
         for path in made.files:
             console.out(str(path))
     return None
