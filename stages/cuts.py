@@ -21,7 +21,8 @@ def from_videos(name: str, videos: Sequence[np.ndarray], finder: segmenters.Segm
     """The videos (F, H, W, 3) of one subject in which it was found, with its masks. Raises BadInput for none."""
     tracks = [np.asarray(finder.masks(video, [class_word])[class_word].masks) for video in videos]
     cuts = [Cut(video, track) for video, track in zip(videos, tracks) if track.any((1, 2)).mean() >= SEEN]
-    return _counted(cuts, len(videos), f"videos that the LoRA of '{name}' makes", class_word, report)
+    return _counted(cuts, len(videos), f"videos that the LoRA of '{name}' makes", class_word,
+                    "look at the subject's preview; then train it longer", report)
 
 
 def from_photos(name: str, photos: Sequence[Path], shape: tuple[int, int, int], finder: segmenters.Segmenter,
@@ -32,7 +33,7 @@ def from_photos(name: str, photos: Sequence[Path], shape: tuple[int, int, int], 
     pictures = read_images(photos, tuple(size))
     masks = np.asarray(finder.masks(pictures, [class_word])[class_word].masks)
     cuts = [Cut.of_photo(picture, mask, frames) for picture, mask in zip(pictures, masks) if mask.any()]
-    return _counted(cuts, len(pictures), f"photos of '{name}'", class_word, report)
+    return _counted(cuts, len(pictures), f"photos of '{name}'", class_word, "look at the photos", report)
 
 
 def recast_clip(clip: Path, masks: Path, shape: tuple[int, int, int], roles: Mapping[str, str],
@@ -53,11 +54,10 @@ def recast_clip(clip: Path, masks: Path, shape: tuple[int, int, int], roles: Map
     return recast(frames_FHWC, tracks, fullest).frames
 
 
-def _counted(cuts: list[Cut], there: int, of: str, class_word: str, report: Report) -> list[Cut]:
+def _counted(cuts: list[Cut], there: int, of: str, class_word: str, remedy: str, report: Report) -> list[Cut]:
     if not cuts:
         raise BadInput(f"no '{class_word}' was found in any of the {there} {of}",
-                       "look at the subject's preview; then train it longer, lower --threshold, or give it a class "
-                       "word that the segmenter knows")
+                       f"{remedy}, lower --threshold, or give it a class word that the segmenter knows")
     if len(cuts) < there:
         report(note=f"a '{class_word}' is in sight in {len(cuts)} of {there} {of}")
     return cuts
