@@ -10,9 +10,11 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "videomage_cli").rglob("*.py")])
 STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate"}
 SEAMS = {"backbones", "segmenters", "metrics"}
-HOUSE = {"options", "presets", "prompts", "orders", "cuts", "core"}          # what any stage may use
-TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(f"stages.{name}" for name in HOUSE - {"core", "cuts"}), *(
-    f"stages.core.{name}" for name in ("errors", "report", "lock", "settings", "stage", "plan", "workspace"))}
+HOUSE = {"options", "presets", "prompts", "orders", "cuts", "auxiliary", "core"}          # what any stage may use
+TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(
+    f"stages.backbones.{name}" for name in ("bases", "folder", "fetch")), *(
+    f"stages.{name}" for name in HOUSE - {"core", "cuts", "auxiliary"}), *(f"stages.core.{name}" for name in (
+        "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}
 
@@ -104,7 +106,7 @@ def test_house_rules(path):
             assert node.type is not None and ast.unparse(node.type) != "Exception"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called != "torch.load"
+            assert called != "torch.load" or module_of(path) == "stages.backbones.convert"
             if module_of(path).startswith("stages") and node.lineno not in script:
                 assert called not in ("print", "sys.exit", "exit", "quit"), f"line {node.lineno}"
         if isinstance(node, ast.ImportFrom) and module_of(path).startswith("stages"):

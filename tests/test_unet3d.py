@@ -10,7 +10,7 @@ import torch
 from conftest import make_base
 from oracles import assert_same_state, state_of
 
-from stages.backbones import BASES, identity, load
+from stages.backbones import NAMES, clip_text, identity, load
 from stages.core.attention import watch
 from stages.core.errors import BadInput, UsageError
 
@@ -101,14 +101,18 @@ def test_impossible_schedules_are_refused(backbone, steps):
 
 
 # ------------------------------------------------------------------------------------------------------------ the text
+def lay_out(backbone, prompt, counts):
+    return clip_text.lay_out(backbone.tokenizer, 20, prompt, counts)
+
+
 PROMPTS = ["", "a dog is riding a horse", "A  dog,is   riding\ta horse.", "the teddy bear's qux-27!", "horse " * 40]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_without_placeholders_is_tokenized_as_ever(backbone, prompt):
     plain = backbone.tokenizer(prompt, padding="max_length", truncation=True).input_ids
-    assert backbone._lay_out(prompt, {}).ids == plain
-    assert backbone._lay_out(prompt, {"<toy>": 3}).ids == plain
+    assert lay_out(backbone, prompt, {}).ids == plain
+    assert lay_out(backbone, prompt, {"<toy>": 3}).ids == plain
     with torch.no_grad():
         theirs = backbone.text_encoder(torch.tensor([plain])).last_hidden_state
     assert torch.equal(backbone.embed([prompt]), theirs)
@@ -118,7 +122,7 @@ def test_a_prompt_without_placeholders_is_tokenized_as_ever(backbone, prompt):
                                     "<toy><toy>"])
 def test_the_pieces_between_placeholders_are_tokenized_as_ever(backbone, prompt):
     """A word in the placeholder's stead, known to be one token, gives the same ids everywhere else."""
-    text = backbone._lay_out(prompt, {"<toy>": 1, "<dog>": 1})
+    text = lay_out(backbone, prompt, {"<toy>": 1, "<dog>": 1})
     in_words = prompt.replace("<toy>", " toy ").replace("<dog>", " dog ")
     words = backbone.tokenizer(in_words, padding="max_length").input_ids
     ids = list(text.ids)
@@ -166,7 +170,7 @@ def test_positions_name_words_and_point_at_their_tokens(backbone):
     prompt = "A  <toy>, riding 'qux' <dog>'s .  (horse)."
     found = backbone.positions(prompt, tokens)
     assert [word for word, _ in found] == ["A", "<toy>", "riding", "qux", "<dog>", ".", "horse"]
-    text = backbone._lay_out(prompt, {"<toy>": 3, "<dog>": 1})
+    text = lay_out(backbone, prompt, {"<toy>": 3, "<dog>": 1})
     spelled = {word: backbone.tokenizer.convert_ids_to_tokens([text.ids[i] for i in at]) for word, at in found}
     assert spelled["riding"] == ["riding</w>"] and spelled["horse"] == ["horse</w>"]
     assert spelled["qux"] == ["q", "u", "x</w>"] and spelled["."] == []
@@ -191,13 +195,34 @@ def test_native_size_comes_from_the_folder(backbone, base_folder, tmp_path):
     assert (backbone.frames, backbone.fps, backbone.height, backbone.width) == (4, 8, 32, 32)
     other = shutil.copytree(base_folder, tmp_path / "other")
     (other / "videomage.json").unlink()
-    assert load(str(other), parts=("unet",)).frames == 16
+    assert load(str(other)).frames == 16
 
 
-def test_only_the_asked_parts_are_loaded(base_folder):
-    only = load(str(base_folder), parts=("text",))
-    assert only.denoiser is None and only.vae is None and only.embed(["a dog"]).shape == (1, 20, 32)
-    assert load(str(base_folder), parts=("vae",)).text_encoder is None
+def test_parts_are_read_when_they_are_first_used(base_folder):
+    base = load(str(base_folder))
+    assert base.latent_size == (8, 8) and base.positions("a dog")[1] == ("dog", range(2, 3)) and not base._parts
+    assert base.embed(["a dog"]).shape == (1, 20, 32) and list(base._parts) == ["text_encoder"]
+    base.decode(torch.zeros(1, 4, 1, 8, 8))
+    assert list(base._parts) == ["text_encoder", "vae"] and base.denoiser is base.denoiser
+
+
+def test_the_autoencoder_and_the_text_encoder_visit_the_device(base_folder, monkeypatch):
+    """Where they are told to go, seen without an accelerator; while a token learns, the encoder stays."""
+    base, went = load(str(base_folder)), []
+
+    def to(module, place):
+        went.append((type(module).__name__, str(place)))
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    base.device = torch.device("cuda", 1)
+    with base._at_work("vae"):
+        assert went[-1] == ("AutoencoderKL", "cuda:1")
+    assert went[-1] == ("AutoencoderKL", "cpu")
+    with base._at_work("text_encoder", stay=True):
+        pass
+    assert went[-1] == ("CLIPTextModel", "cuda:1") and base.denoiser is not None
+    assert went[-1] == ("UNet3DConditionModel", "cuda:1")
 
 
 def test_half_precision_files_are_read(base_folder, tmp_path, backbone):
@@ -206,7 +231,7 @@ def test_half_precision_files_are_read(base_folder, tmp_path, backbone):
     folder = shutil.copytree(base_folder, tmp_path / "half")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     UNet3DConditionModel.from_pretrained(base_folder / "unet").half().save_pretrained(folder / "unet", variant="fp16")
-    half = load(str(folder), parts=("unet",))
+    half = load(str(folder))
     assert half.dtype == torch.float32
     assert torch.equal(half.denoiser.conv_in.weight, backbone.denoiser.conv_in.weight.half().float())
 
@@ -223,14 +248,15 @@ def test_identity_follows_the_bytes_not_the_place(base_folder, tmp_path):
 def test_what_is_no_base_is_refused_in_a_sentence(tmp_path, base_folder):
     with pytest.raises(BadInput, match="sprites"):
         load("no-such-base")
-    assert "sprites" in BASES
+    assert "sprites" in NAMES
     with pytest.raises(UsageError, match="fp12"):
         load(str(base_folder), dtype="fp12")
     broken = make_base(tmp_path / "broken")
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(BadInput, match="cannot be loaded"):
-        load(str(broken), parts=("unet",))
-    (broken / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    with pytest.raises(BadInput, match="cut off"):
+        load(str(broken))
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UNet2DConditionModel"]}))
     with pytest.raises(BadInput, match="UNet2DConditionModel"):
         load(str(broken))
 

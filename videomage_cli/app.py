@@ -22,6 +22,7 @@ from stages.options import deviations, show  # noqa: E402
 
 from . import console  # noqa: E402
 from .flags import (  # noqa: E402
+    Base,
     Call,
     Device,
     Dtype,
@@ -68,15 +69,20 @@ def _whole(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks 
 
 # -- the project ------------------------------------------------------------------------------------------------------
 @app.command()
-def init(base: Annotated[str, typer.Option(help="sprites (built in), or the folder of a diffusers model.")] = "sprites",
-         folder: Project = Path()) -> None:
-    """Make a project: a folder with a commented project.yaml to edit."""
+def init(base: Base = "sprites", folder: Project = Path()) -> None:
+    """Make a project: a folder with a commented project.yaml to edit. Nothing is downloaded."""
     with console.guarded():
-        from stages.backbones import BASES, locate
+        from stages.backbones import locate, on_hub, terms
 
-        if base not in BASES:
+        if base != "sprites" and not on_hub(base):
             base = str(locate(base).absolute())
         project = Workspace.create(folder, base=base)
+        console.say(f"the base {base}: {terms(base)}")
+        if on_hub(base):
+            try:
+                locate(base)
+            except MissingPrerequisite as missing:
+                console.say(f"it is not on this machine yet. {missing.remedy}")
         console.say("a new project. Edit its subjects, motion and prompts, then: videomage status")
         console.out(str(project.root / "project.yaml"))
 
@@ -105,10 +111,10 @@ def status(folder: Project = Path(), json: Json = False) -> None:
 
 def _states(project: Workspace) -> list[dict[str, object]]:
     """A row for every artefact that the project wants or has."""
-    from stages.backbones import identity
+    from stages.backbones import identity_of
 
     try:
-        base = identity(project.settings.base)
+        base = identity_of(project)
     except VideomageError as error:
         base = None
         console.say(f"note: {error.what}; whether it changed is not compared", "yellow")
@@ -123,6 +129,31 @@ def _states(project: Workspace) -> list[dict[str, object]]:
             rows += [{"stage": stage.name, "name": prompt, "state": "missing", "reasons": [],
                       "next": stage.command(prompt)} for prompt in project.settings.prompts if prompt not in made]
     return rows
+
+
+@app.command()
+def fetch(base: Annotated[str | None, typer.Argument(
+        help="zeroscope, modelscope, owner/name of the hub, or a folder to convert. Default: the project's base.",
+        show_default=False)] = None, folder: Project = Path(), convert: Annotated[bool, typer.Option(
+            "--convert", help="Turn pickled weights into safetensors, once, in a process of its own.")] = False,
+        out: Annotated[Path | None, typer.Option(help="Where the converted base goes. Default: where its name finds "
+                                                      "it.", show_default=False)] = None) -> None:
+    """Download a base from the hub, after saying its licence and size. No other command downloads anything."""
+    with console.guarded():
+        from stages.backbones import fetch as hub
+        from stages.backbones import on_hub, terms
+
+        base = base or Workspace(folder).settings.base
+        if out and not convert:
+            raise UsageError("--out without --convert", "what is downloaded lies in the hub's cache: set HF_HOME")
+        if not on_hub(base) and not convert:
+            raise UsageError(f"the base '{base}' is not one of the hub", "there is nothing to fetch")
+        console.say(f"the base {base}: {terms(base)}")
+        with console.Talk("fetch") as report:
+            made = hub.fetch(base, convert=convert, out=out, report=report)
+        if out or not on_hub(base):
+            console.say(f"to use it: videomage init --base {made}")
+        console.out(str(made))
 
 
 @app.command()
@@ -149,7 +180,7 @@ def doctor(folder: Project = Path(), json: Json = False) -> None:
 @app.command(cls=SpreadCommand)
 def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("demo"), subjects: Subjects = None,
          motion: Annotated[str, typer.Option(help="Which motion of the sprites world.")] = "chase",
-         device: Device = "auto", dtype: Dtype = "fp32", seed: Seed = 0, json: Json = False) -> None:
+         device: Device = "auto", dtype: Dtype = "auto", seed: Seed = 0, json: Json = False) -> None:
     """The whole method on the built-in base, from files it makes itself: eight to nine minutes on two idle cores.
 
     Subjects and motion are of the sprites world, and held out of all that the base was trained on (default: toy and
@@ -165,11 +196,12 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
                 raise UsageError(f"the sprites world has no '{name}'", did_you_mean(name, list(there)))
         from stages.demo import demo as run_demo
 
-        from .doctor import pick_device
+        from .doctor import pick_device, pick_dtype
 
+        device = pick_device(device)
         with console.Talk("demo") as report:
-            made = run_demo(folder, subjects=names, motion=motion, device=pick_device(device), dtype=dtype, seed=seed,
-                            report=report)
+            made = run_demo(folder, subjects=names, motion=motion, device=device, seed=seed,
+                            dtype=pick_dtype(dtype, device, "sprites"), report=report)
         if json:
             return console.out_json({"files": [str(path) for path in made.files], "verdicts": {
                 row: vars(verdict) for row, verdict in made.verdicts.items()}})

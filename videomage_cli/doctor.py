@@ -1,12 +1,9 @@
 """What this machine has and what the project's base asks of it."""
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import shutil
-import struct
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +44,18 @@ def pick_device(name: str) -> str:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadInput("the device 'mps' is not there", "use --device cpu")
     return name
+
+
+def pick_dtype(name: str, device: str, base: str) -> str:
+    """"auto" -> bf16 on a CUDA GPU that computes in it, fp16 on one that does not, else fp32; fp32 for the sprites
+    base, which is small and was trained in it. Imports torch."""
+    import torch
+
+    if name != "auto":
+        return name
+    if base == "sprites" or not device.startswith("cuda"):
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def examine(base: str) -> list[Finding]:
@@ -110,29 +119,19 @@ def _own_weights() -> list[Finding]:
 
 
 def _base(base: str) -> list[Finding]:
-    """The base of the project: is it there, and how much memory do its weights take."""
-    from stages.backbones import locate
+    """The base of the project: is it there and whole, on what terms, and how much memory do its weights take."""
+    from stages.backbones import locate, terms, video
+    from stages.backbones.folder import check
 
     try:
-        folder = locate(base)
+        weights, native = check(locate(base), base), video(base)
     except VideomageError as error:
         return [Finding("bad", f"base {base}", error.what, error.remedy)]
-    numbers = {part: sum(map(parameters, sorted((folder / part).glob("*.safetensors"))))
-               for part in ("unet", "vae", "text_encoder")}
+    numbers = {part: found.parameters() for part, found in weights.items()}
     whole = sum(numbers.values())
-    if not whole:
-        return [Finding("bad", f"base {base}", "it holds no safetensors", "save it with safe_serialization=True")]
-    need = whole * BYTES["fp32"]
     split = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in numbers.items())
-    return [Finding("ok", f"base {base}", f"{whole / 1e6:.1f} M parameters ({split})"),
-            Finding("ok" if 2 * need < _memory() else "note", "its weights in memory",
+    return [Finding("ok", f"base {base}", f"{whole / 1e6:.1f} M parameters ({split}); {native}"),
+            Finding("ok", "its terms", terms(base)),
+            Finding("ok" if 2 * whole * BYTES["fp32"] < _memory() else "note", "its weights in memory",
                     ", ".join(f"{dtype} {whole * size / GIB:.2f} GiB" for dtype, size in BYTES.items())
-                    + "; activations come on top", "use --dtype bf16 on a GPU")]
-
-
-def parameters(path: Path) -> int:
-    """How many numbers a safetensors file holds, from its header alone."""
-    with path.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+                    + "; activations come on top: videomage doctor --plan sample", "use --dtype bf16 on a GPU")]

@@ -25,10 +25,16 @@ from stages.options import OPTIONS, kind, resolve, show, span
 from . import console
 
 SPREAD = ("--subjects", "--actors")              # `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
 Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
-Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}.")]
+Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}. auto: bf16 on a "
+                                                "CUDA GPU, but for the sprites base; else fp32.")]
+LowMemory = typing.Annotated[bool, typer.Option(
+    "--low-memory", help="Less memory, more time, the same numbers: what trains is computed twice, batches go row by "
+    "row, frames one by one.")]
+Base = typing.Annotated[str, typer.Option(
+    help="sprites (built in), zeroscope, modelscope, owner/name of the hub, or the folder of a diffusers model.")]
 Seed = typing.Annotated[int, typer.Option(help="All randomness comes from it.", min=0, max=2**31 - 1)]
 Json = typing.Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -90,6 +96,7 @@ class Run:
     seed: int
     force: bool
     dry_run: bool
+    low_memory: bool = False
     typed: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
@@ -104,9 +111,9 @@ class Run:
 
     @cached_property
     def base(self) -> dict[str, str] | None:
-        from stages.backbones import identity
+        from stages.backbones import identity_of
 
-        return identity(self.project.settings.base) if STAGES[self.stage].uses_base else None
+        return identity_of(self.project) if STAGES[self.stage].uses_base else None
 
     def plan(self, name: str, *, request: Mapping | None = None, given: Mapping | None = None,
              seed: int | None = None) -> Plan:
@@ -141,7 +148,8 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
         own = [p.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
                for name, p in inspect.signature(body).parameters.items() if name != "run"]
         options = flags_of(stage)
-        common = list(inspect.signature(_common, eval_str=True).parameters.values())
+        common = [p for p in inspect.signature(_common, eval_str=True).parameters.values()
+                  if p.name != "low_memory" or STAGES[stage].uses_base]
 
         def command(**typed: typing.Any) -> None:
             with console.guarded():
@@ -161,11 +169,12 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
     return decorate
 
 
-def _common(*, folder: Project = Path(), device: Device = "auto", dtype: Dtype = "fp32", seed: Seed = 0,
+def _common(*, folder: Project = Path(), device: Device = "auto", dtype: Dtype = "auto",
+            low_memory: LowMemory = False, seed: Seed = 0,
             force: typing.Annotated[bool, typer.Option("--force", help="Run it even if it is fresh.")] = False,
             dry_run: typing.Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
             json: Json = False) -> None:
-    """The flags of every stage."""
+    """The flags of every stage; low_memory of those that use the base."""
 
 
 def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
@@ -201,9 +210,11 @@ def _make(run: Run, calls: list[Call]) -> list[Artifact]:
         return [plan.artifact() for call in calls for plan in call.plans]
     module, function = STAGES[run.stage].function.split(":")
     stage = getattr(import_module(module), function)
-    from .doctor import pick_device
+    from .doctor import pick_device, pick_dtype
 
-    common = {"device": pick_device(run.device), "dtype": run.dtype, "seed": run.seed, "force": run.force}
+    device = pick_device(run.device)
+    common = {"device": device, "dtype": pick_dtype(run.dtype, device, run.project.settings.base), "seed": run.seed,
+              "force": run.force, **({"low_memory": run.low_memory} if STAGES[run.stage].uses_base else {})}
     artifacts: list[Artifact] = []
     with console.Talk(run.stage) as report:
         for call in calls:

@@ -1,63 +1,43 @@
 """The text-to-video models the method can stand on. Imports no torch: a family's file is read when one is loaded."""
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..core.errors import BadInput
+from ..core.workspace import Workspace
+from .bases import NAMES, Video, identity, licence, locate, on_hub, terms, video
 
 if TYPE_CHECKING:
     from .unet3d import UNet3D
 
-# name -> the folder it is read from. Whatever is not named here is taken for a folder.
-BASES = {"sprites": Path(__file__).parent.parent / "sprites" / "weights" / "base"}
-PARTS = ("unet", "vae", "text")
-_READ = {".json", ".txt", ".safetensors"}              # what `load` reads of a folder, and what its revision covers
+__all__ = ["NAMES", "Video", "identity", "identity_of", "licence", "load", "load_for", "locate", "on_hub", "terms",
+           "video"]
 
 
-def locate(base: str) -> Path:
-    """The folder of a base. Raises BadInput where there is none."""
-    folder = Path(BASES.get(base, base)).expanduser()
-    if not (folder / "model_index.json").is_file():
-        where = f"({folder})" if str(folder) != str(base) else ""
-        raise BadInput(f"the base '{base}' {where} is no folder with a model_index.json".replace("  ", " "),
-                       f"name one of {', '.join(BASES)}, or a folder in the format of diffusers' TextToVideoSDPipeline")
-    return folder
+def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping[str, int] | None = None,
+         low_memory: bool = False) -> UNet3D:
+    """A base, frozen; its parts are read when they are first used.
 
-
-def identity(base: str) -> dict[str, str]:
-    """{"name": as given, "revision": sha256 over the names and hashes of the folder's files}."""
-    folder = locate(base)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in _READ and p.is_file())
-    whole = hashlib.sha256()
-    for path in files:
-        stat, name = path.stat(), path.relative_to(folder).as_posix()
-        whole.update(f"{name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return {"name": base, "revision": whole.hexdigest()}
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of one file; size and time are there to forget it when the file changes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def load(base: str, *, device: str = "cpu", dtype: str = "fp32", parts: tuple[str, ...] = PARTS) -> UNet3D:
-    """Load a base, frozen, or only some of its parts: "unet", "vae", "text".
-
-    Raises BadInput where the folder, its kind or one of its files is not what it should be.
+    dtype: of its arithmetic, fp32, bf16 or fp16 (fp64 for tests); where there are files of both kinds, the latter two
+    read those of the fp16 variant. wanted: frames, fps, height, width other than the base's own (project.yaml, video).
+    low_memory: see UNet3D. Raises BadInput where the folder, its kind or one of its files is not what it should be,
+    MissingPrerequisite where it is not on this machine.
     """
-    folder = locate(base)
-    kind = json.loads((folder / "model_index.json").read_text()).get("unet", [None, None])[1]
-    if kind != "UNet3DConditionModel":
-        raise BadInput(f"the denoiser of the base '{base}' is a {kind}", "use one with a UNet3DConditionModel")
+    from .folder import check
     from .unet3d import UNet3D
 
-    return UNet3D.from_folder(folder, **identity(base), device=device, dtype=dtype, parts=parts)
+    folder = locate(base)
+    weights = check(folder, base, half=dtype in ("bf16", "fp16"))
+    return UNet3D(folder, weights, name=base, revision=str(identity(base)["revision"]), licence=licence(base),
+                  video=video(base, wanted), device=device, dtype=dtype, low_memory=low_memory)
+
+
+def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool) -> UNet3D:
+    """The base of a project, making what the project's `video` asks for."""
+    return load(project.settings.base, device=device, dtype=dtype, wanted=project.settings.video,
+                low_memory=low_memory)
+
+
+def identity_of(project: Workspace) -> dict[str, object]:
+    """What manifests say of the base of a project."""
+    return identity(project.settings.base, project.settings.video)

@@ -12,9 +12,10 @@ import yaml
 from .errors import BadInput, Refused, UsageError
 
 FILE = "project.yaml"
-KEYS = ("base", "subjects", "motion", "prompts", "options")
+KEYS = ("base", "video", "subjects", "motion", "prompts", "options")
 SUBJECT_KEYS = ("class", "images")
 MOTION_KEYS = ("name", "clip", "prompt")
+VIDEO_KEYS = ("frames", "fps", "height", "width")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -38,13 +39,15 @@ class Motion:
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole of project.yaml. options: {stage: {option: value}} as written; options.resolve checks them."""
+    """The whole of project.yaml. options: {stage: {option: value}} as written; options.resolve checks them. video: what
+    shall be otherwise than the base's own of VIDEO_KEYS, in frames, frames per second and pixels."""
 
     base: str = "sprites"
     subjects: Mapping[str, Subject] = field(default_factory=dict)
     motion: Motion | None = None
     prompts: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    video: Mapping[str, int] = field(default_factory=dict)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -110,7 +113,11 @@ def parse(data: object) -> Settings:
         raise BadInput(f"{FILE}: base should be a name or a folder", f"it is {base!r}")
     options = {stage: _mapping(given, f"options.{stage}")
                for stage, given in _mapping(top.get("options"), "options").items()}
-    return Settings(base, subjects, motion, _words(top.get("prompts"), "prompts"), options)
+    video = _mapping(top.get("video"), "video", VIDEO_KEYS)
+    for key, value in video.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"{FILE}: video.{key} should be a whole number above 0", f"it is {value!r}")
+    return Settings(base, subjects, motion, _words(top.get("prompts"), "prompts"), options, video)
 
 
 def read(path: Path) -> Settings:
@@ -132,7 +139,10 @@ def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, p
         return f"# {comment}\n{text}"
 
     text = "\n".join((
-        block("base", base, "The text-to-video model: sprites (built in) or a local diffusers folder.", ""),
+        block("base", base, "The text-to-video model: sprites (built in), zeroscope, modelscope, owner/name of the "
+              "hub, or a folder.", ""),
+        block("video", {}, "Its own frames, rate and size, unless they stand here.",
+              "# video: {frames: 24, fps: 8, height: 320, width: 576}\n"),
         block("subjects", dict(subjects), "What to learn from photos. `<toy>` in a prompt means the subject toy.",
               "# subjects:\n#   toy: {class: toy, images: photos/toy}\n"),
         block("motion", dict(motion or {}), "What to learn from a clip: its actors stand in brackets.",

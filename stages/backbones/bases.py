@@ -1,0 +1,245 @@
+"""The bases known by name, and where any base lies on this machine. Imports no torch and asks no network.
+
+A base is named by one of KNOWN, by the id of a hub repository ("owner/name", "owner/name@revision"), or by a folder in
+the format of diffusers' TextToVideoSDPipeline. What is on the hub is looked for where huggingface_hub keeps what it
+downloads (HF_HOME), and for one that was converted (convert.py) in `home()`.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from ..core.errors import BadInput, MissingPrerequisite
+
+SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "base"
+UNKNOWN = "not stated"
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_READ = {".json", ".txt", ".safetensors"}              # what `load` reads of a folder, and what its revision covers
+_KEPT_HASHES = 2**26                                   # bytes from which on a file's hash is kept between runs
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a base makes: frames at fps per second, of height x width pixels."""
+
+    frames: int = 16
+    fps: int = 8
+    height: int = 256
+    width: int = 256
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.frames} frames at {self.fps} per second"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A base known by name. revision: a commit of repo, None: its newest. gigabytes: to download, in half precision.
+    pickled: that revision holds pickled weights alone, which convert.py turns into safetensors."""
+
+    repo: str
+    revision: str | None
+    licence: str
+    gigabytes: float
+    video: Video
+    pickled: bool = False
+
+
+# The commit of zeroscope is the one that its users' logs name, with the pickled files in unet/ and vae/. Of modelscope
+# no commit could be established: its newest is taken, and the manifests say which that was.
+KNOWN: dict[str, Known] = {
+    "zeroscope": Known("cerspense/zeroscope_v2_576w", "6963642a64dbefa93663d1ecebb4ceda2d9ecb28", "CC-BY-NC-4.0", 3.7,
+                       Video(24, 8, 320, 576), pickled=True),
+    "modelscope": Known("damo-vilab/text-to-video-ms-1.7b", None, "CC-BY-NC-4.0", 3.7, Video(16, 8, 256, 256)),
+}
+NAMES = ("sprites", *KNOWN)
+
+
+def home() -> Path:
+    """Where converted bases and kept hashes lie: VIDEOMAGE_HOME, else videomage/ in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VIDEOMAGE_HOME") or Path(cache) / "videomage")
+
+
+def known(base: str) -> Known | None:
+    """The entry of a base named by its short name or by its repository."""
+    repo = base.partition("@")[0]
+    return next((entry for name, entry in KNOWN.items() if base == name or repo == entry.repo), None)
+
+
+def on_hub(base: str) -> tuple[str, str | None] | None:
+    """(repository, revision or None: its newest) of a base of the hub; None for a folder and for sprites."""
+    if base in KNOWN:
+        return KNOWN[base].repo, KNOWN[base].revision
+    match = _HUB_ID.fullmatch(base)
+    if base == "sprites" or match is None or Path(base).expanduser().exists():
+        return None
+    entry = known(base)
+    return match["repo"], match["revision"] or (entry.revision if entry else None)
+
+
+def converted(base: str) -> Path:
+    """Where convert.py leaves the safetensors of a base of the hub."""
+    repo, revision = on_hub(base) or (base, None)
+    entry = known(base)
+    pinned = revision if revision and not (entry and revision == entry.revision) else ""
+    return home() / "bases" / (repo.replace("/", "--") + (f"--{pinned.replace('/', '-')}" if pinned else ""))
+
+
+def snapshot(base: str) -> Path | None:
+    """The folder in the hub's cache that holds a base's model_index.json, or None."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo, revision = on_hub(base)
+    found = try_to_load_from_cache(repo, "model_index.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def locate(base: str) -> Path:
+    """The folder of a base. Raises BadInput for what names none, MissingPrerequisite for one that is on the hub and not
+    on this machine."""
+    if folder := find(base):
+        return folder
+    if on_hub(base):
+        raise MissingPrerequisite(f"the base '{base}' is not on this machine ({terms(base)})",
+                                  f"Run: videomage fetch {base}")
+    raise BadInput(f"the base '{base}' is no folder with a model_index.json", f"name one of {', '.join(NAMES)}, a "
+                   "repository of the hub (owner/name), or a folder in the format of diffusers' TextToVideoSDPipeline")
+
+
+def find(base: str) -> Path | None:
+    """The folder of a base, or None."""
+    if base == "sprites":
+        return SPRITES
+    folder = converted(base) if on_hub(base) else Path(base).expanduser()
+    if (folder / "model_index.json").is_file():
+        return folder
+    return snapshot(base) if on_hub(base) else None
+
+
+def terms(base: str) -> str:
+    """Licence, and the download's size where it is known: "CC-BY-NC-4.0, about 3.7 GB to download"."""
+    entry = known(base)
+    size = f", about {entry.gigabytes:g} GB to download" if entry and on_hub(base) else ""
+    return f"licence: {licence(base)}{size}"
+
+
+def licence(base: str) -> str:
+    """The licence of a base's weights: of KNOWN; else what its videomage.json or its model card says; else UNKNOWN."""
+    if base == "sprites":
+        return "Apache-2.0"
+    if entry := known(base):
+        return entry.licence
+    if (folder := find(base)) is None:
+        return UNKNOWN
+    if said := _own_facts(folder).get("licence"):
+        return str(said)
+    card = folder / "README.md"
+    front = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
+    try:
+        facts = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        facts = None
+    return str(facts.get("license") or UNKNOWN) if isinstance(facts, Mapping) else UNKNOWN
+
+
+def video(base: str, wanted: Mapping[str, int] | None = None) -> Video:
+    """What a base makes: the project's wish, over videomage.json beside its model_index.json, over KNOWN, over 16
+    frames at 8 per second of the size that its U-Net's config names. Raises BadInput for a size that is no multiple of
+    a latent cell."""
+    folder, entry = locate(base), known(base)
+    cell = 2 ** (len(config(folder, "vae").get("block_out_channels") or [0]) - 1)
+    size = config(folder, "unet").get("sample_size") or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    native = asdict(entry.video) if entry else {"height": height * cell, "width": width * cell}
+    keys = {spec.name for spec in fields(Video)}
+    stated = {key: int(value) for key, value in _own_facts(folder).items() if key in keys}
+    out = Video(**{**native, **stated, **(wanted or {})})
+    for name in ("height", "width"):
+        if getattr(out, name) % cell:
+            raise BadInput(f"videos of '{base}' cannot be {getattr(out, name)} pixels in {name}",
+                           f"choose a multiple of {cell}")
+    return out
+
+
+def identity(base: str, wanted: Mapping[str, int] | None = None) -> dict[str, object]:
+    """What a manifest says of a base: {"name": as given, "revision": the commit of a snapshot of the hub, else the
+    sha256 over names and hashes of the folder's files}, and "video" where the project wants another than the base's."""
+    folder = locate(base)
+    at_commit = on_hub(base) and folder.parent.name == "snapshots"
+    revision = folder.name if at_commit else _content(folder)
+    return {"name": base, "revision": revision, **({"video": dict(wanted)} if wanted else {})}
+
+
+def config(folder: Path, part: str) -> dict[str, object]:
+    """config.json of one part; {} where there is none. Raises BadInput where it cannot be read."""
+    path = folder / part / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is damaged", "copy or fetch the base again")
+    return found
+
+
+def _own_facts(folder: Path) -> dict[str, object]:
+    """videomage.json: frames, fps, height, width, licence; {} where there is none."""
+    path = folder / "videomage.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is damaged", "mend or delete it")
+    return found
+
+
+# -- hashes ----------------------------------------------------------------------------------------------------------
+_hashes: dict[str, list] = {}                          # path -> [size, mtime in ns, sha256], of this process
+
+
+def _content(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in _READ and p.is_file()):
+        whole.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hash of one file. Gigabytes take long to read: those of large files are kept in `home()`, with the size and time
+    stamp that they belong to."""
+    facts, key = path.stat(), str(path.resolve())
+    stamp = [facts.st_size, facts.st_mtime_ns]
+    kept = home() / "hashes.json"
+    large = facts.st_size >= _KEPT_HASHES
+    if key not in _hashes and large:
+        _hashes.update({k: v for k, v in _read_hashes(kept).items() if k not in _hashes})
+    if _hashes.get(key, [])[:2] != stamp:
+        with path.open("rb") as handle:
+            digest = hashlib.sha256()
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        _hashes[key] = [*stamp, digest.hexdigest()]
+        if large:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps({**_read_hashes(kept), key: _hashes[key]}), encoding="utf-8")
+            partial.replace(kept)
+    return _hashes[key][2]
+
+
+def _read_hashes(path: Path) -> dict[str, list]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}

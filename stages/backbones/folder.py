@@ -1,0 +1,141 @@
+"""Is a folder a whole TextToVideoSDPipeline? Looked at before anything is loaded, from names and headers alone.
+
+Imports no torch. A safetensors file is 8 bytes (length of the header), the header (JSON: dtype, shape and the place of
+each tensor), and the tensors.
+"""
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import BadInput
+
+CLASSES = {"unet": ("UNet3DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
+           "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}
+WHAT = {"unet": "the denoiser", "vae": "the autoencoder", "text_encoder": "the text encoder",
+        "tokenizer": "the tokenizer"}
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_HEADER_LIMIT = 10**8                                  # bytes: that of the safetensors library
+_AGAIN = "copy or fetch the base again"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of one part. variant: "fp16" where the half-precision files are taken, else None."""
+
+    files: tuple[Path, ...]
+    variant: str | None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name of a tensor: its shape}, from the headers."""
+        return {name: tuple(entry["shape"]) for path in self.files for name, entry in header(path).items()}
+
+    def parameters(self) -> int:
+        """How many numbers they hold."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
+
+def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
+    """{part: its weights} of a base's folder. half: take the fp16 variant where there are both.
+
+    Raises BadInput, by name, for a part of another class, without config, pickled only, with a shard missing, or with a
+    file that is cut off or damaged.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        kinds = {part: index.get(part, [None, None])[1] for part in CLASSES}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, IndexError):
+        raise BadInput(f"the model_index.json of the base '{base}' is damaged", _AGAIN) from None
+    for part, classes in CLASSES.items():
+        if kinds[part] not in classes:
+            raise BadInput(f"{WHAT[part]} of the base '{base}' is {'missing' if kinds[part] is None else 'a '}"
+                           f"{kinds[part] or ''}", f"use a base with a {classes[0]}")
+        needed = "tokenizer_config.json" if part == "tokenizer" else "config.json"
+        if not (folder / part / needed).is_file():
+            raise BadInput(f"the base '{base}' lacks {part}/{needed}", _AGAIN)
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise BadInput(f"the base '{base}' lacks scheduler/scheduler_config.json", _AGAIN)
+    return {part: weights(folder, part, base, half=half) for part in CLASSES if part != "tokenizer"}
+
+
+def weights(folder: Path, part: str, base: str, *, half: bool = False) -> Weights:
+    """The files of one part, each looked into. Raises BadInput as `check` does."""
+    there = {}
+    for variant in (None, "fp16"):
+        own = sorted(p for p in (folder / part).iterdir() if is_weights(p.name, part, variant))
+        listed = [path for path in own if path.suffix == ".json"]
+        whole = [path for path in own if path.name.count("-of-") == 0 and path.suffix != ".json"]
+        if listed or whole:
+            there[variant] = whole or _shards(folder / part, listed[0], base)
+    if not there:
+        raise _without(folder, part, base)
+    variant = "fp16" if "fp16" in there and (half or None not in there) else None
+    own = there[variant]
+    for path in own:
+        header(path)
+    return Weights(tuple(own), variant)
+
+
+def is_weights(name: str, part: str, variant: str | None) -> bool:
+    """Is a file of this name a safetensors file of a part, whole or a shard, or the index of shards? variant: "fp16" or
+    None, the one asked for."""
+    v = rf"\.{variant}" if variant else ""
+    shard = r"-\d+-of-\d+"
+    return re.fullmatch(rf"{STEMS[part]}({v}({shard})?|{shard}{v})\.safetensors"
+                        rf"|{STEMS[part]}\.safetensors({v}\.index|\.index{v})\.json", name) is not None
+
+
+def _without(folder: Path, part: str, base: str) -> BadInput:
+    """The refusal of a part without safetensors."""
+    pickled = [path.name for path in sorted((folder / part).iterdir()) if path.suffix in PICKLED]
+    if pickled:
+        return BadInput(f"{WHAT[part]} of the base '{base}' comes as a pickle alone ({part}/{pickled[0]}), which could "
+                        "run code when it is read", f"convert it once, in a process of its own: videomage fetch {base} "
+                        "--convert")
+    return BadInput(f"{WHAT[part]} of the base '{base}' has no weights: there is no {part}/{STEMS[part]}.safetensors",
+                    _AGAIN)
+
+
+def _shards(folder: Path, index: Path, base: str) -> list[Path]:
+    """The files that an index names. Raises BadInput where one is missing or lacks what it should hold."""
+    try:
+        owner = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(owner.values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{index} is damaged", _AGAIN) from None
+    for name in names:
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise BadInput(f"the base '{base}' lacks {folder.name}/{name}, one of the {len(names)} files of "
+                           f"{WHAT[folder.name]}", _AGAIN)
+        absent = {key for key, file in owner.items() if file == name} - header(path).keys()
+        if absent:
+            raise BadInput(f"{path} lacks '{min(absent)}', which its index promises", _AGAIN)
+    return [folder / name for name in names]
+
+
+def header(path: Path) -> dict[str, dict]:
+    """{name of a tensor: {"dtype", "shape", "data_offsets"}} of a safetensors file. Raises BadInput where the file is
+    cut off or damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        start = handle.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
+            raise BadInput(f"{path} is no safetensors file, or is cut off ({size} bytes)", _AGAIN)
+        text = handle.read(length)
+    try:
+        found = json.loads(text)
+        found.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"the header of {path} is damaged", _AGAIN) from None
+    if size != end:
+        raise BadInput(f"{path} is {'cut off' if size < end else 'too long'}: {size} bytes, where its header promises "
+                       f"{end}", _AGAIN)
+    return found
