@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
+from .core.captions import select
+from .core.errors import VideomageError
 from .core.workspace import Input, Stage, Workspace
 from .options import OPTIONS, resolve
 from .prompts import motion_prompt
@@ -80,9 +83,17 @@ def _motion_inputs(project: Workspace, name: str, options, request: Mapping) -> 
 # -- learn-subject, fuse ---------------------------------------------------------------------------------------------
 def _subject_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
     inputs = {"images": _photos(project, name)}
-    if options.auxiliary:
-        inputs["auxiliary"] = Input(project.locate(options.auxiliary), "auxiliary clips", remedy="mend --auxiliary")
+    if options.auxiliary and options.lambda1 > 0:
+        inputs["auxiliary"] = _auxiliary(project.locate(options.auxiliary), options.auxiliary_count)
     return inputs
+
+
+def _auxiliary(folder: Path, count: int) -> Input:
+    """The clips that L_reg will see and where their captions are: of a folder of thousands, what is used is hashed."""
+    try:
+        return Input(select(folder, count).files, "auxiliary clips")
+    except VideomageError as problem:
+        return Input((), f"auxiliary clips ({problem.what})", problem=problem)
 
 
 def _photos(project: Workspace, name: str) -> Input:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import STAGES, segmenters
-from .backbones import identity, load
+from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.attention import run_until, watch, word_maps
 from .core.cutmix import Cut, cutmix
 from .core.denoise import draw, encode, gaussian, go_on, noised, pick, seed_of, sites_of
 from .core.errors import UsageError
-from .core.lora import Lora, branches, load_tokens, mean, save, training
+from .core.lora import Lora, branches, load_tokens, mean, provenance, save, training
 from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
+from .core.team import ALONE, Team, mean_over, on_devices
 from .core.train import fit, schedule
 from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
@@ -73,11 +75,13 @@ class Group:
     words: tuple[range, ...]
 
 
+@on_devices
 def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: FuseOptions | None = None, *,
-         device: str = "cpu", dtype: str = "fp32", seed: int = 0, force: bool = False,
-         report: Report = silent) -> Artifact:
+         device: str = "cpu", dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
+         report: Report = silent, team: Team = ALONE) -> Artifact:
     """Fuse the LoRAs of two or more learned subjects (None: all of the project) -> lora.safetensors, videos/, preview.
 
+    device: one, or "cuda:0,cuda:1", which share the drawing of the videos and the terms of the loss.
     Raises UsageError for fewer than two, MissingPrerequisite where one has not been learned, BadInput where a subject
     is found in none of its own videos (or photos, if CutMix cuts it from those).
     """
@@ -85,16 +89,18 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
     if len(names) < 2:
         raise UsageError(f"fuse needs two subjects or more, and was given {', '.join(names) or 'none'}",
                          "name them: videomage fuse --subjects toy dog; a single subject is sampled as it is")
-    plan = project.plan(STAGES["fuse"], fused_name(names), options, seed=seed, base=identity(project.settings.base))
-    if plan.state() and not force:
+    plan = project.plan(STAGES["fuse"], fused_name(names), options, seed=seed, base=identity_of(project))
+    if team.first_says(bool(plan.state())) and not force:
         return plan.artifact()
-    with plan.making(report, force=force) as out:
-        backbone, options = load(project.settings.base, device=device, dtype=dtype), plan.options
+    taught = 1 if plan.options.teachers == "turns" else len(names)
+    team.require(taught * plan.options.batch + _composing(plan.options), "fuse")
+    with plan.making(report, force=force, team=team) as out:
+        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
         teachers = []
         for name in names:
             token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
-                                    cache=plan.checkpoints, report=report))
+                                    cache=plan.checkpoints, report=report, team=team))
         finder = segmenters.load(options.segmenter, device=device, threshold=options.threshold)
         videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
         cuts = {}
@@ -104,19 +110,22 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
                           else from_videos(name, videos[name], finder, class_word, report))
         groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
         lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
-                          identity=plan.identity, report=report)
-        save(lora, out / "lora.safetensors")
-        (out / "videos").mkdir()
-        for name, own in videos.items():
-            for v, frames in enumerate(own):
-                write_video(out / "videos" / f"{name}-{v}.mp4", frames, fps=backbone.fps)
-        plan.facts[f"{options.cuts} with their subject in sight"] = {name: len(found) for name, found in cuts.items()}
-        contact_sheet(_preview(backbone, teachers, videos, groups, lora, options, seed), out / "fuse-preview.png")
+                          identity=plan.identity, report=report, team=team)
+        if team.main:
+            save(lora, out / "lora.safetensors")
+            (out / "videos").mkdir()
+            for name, own in videos.items():
+                for v, frames in enumerate(own):
+                    write_video(out / "videos" / f"{name}-{v}.mp4", frames, fps=backbone.fps)
+            seen = {name: len(found) for name, found in cuts.items()}
+            plan.facts[f"{options.cuts} with their subject in sight"] = seen
+            contact_sheet(_preview(backbone, teachers, videos, groups, lora, options, seed), out / "fuse-preview.png")
     return plan.artifact()
 
 
 def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence[Group], options: FuseOptions, *,
-               seed: int = 0, checkpoints: Path | None = None, identity: str = "", report: Report = silent) -> Lora:
+               seed: int = 0, checkpoints: Path | None = None, identity: str = "", report: Report = silent,
+               team: Team = ALONE) -> Lora:
     """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA.
 
     Student and teachers share one network: the fused LoRA is trained through PEFT, each teacher's is added by hooks to
@@ -125,6 +134,8 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
     sites = sites_of(backbone, options.layers, "cross", "space")
     unet = backbone.denoiser
     rounds = [[t] for t in teachers] if options.teachers == "turns" else [list(teachers)]
+    mine = team.deal({"L_fusion": [4] * len(rounds[0]) * options.batch,                         # in forwards, about
+                      "L_attn": [3] * _composing(options)})
     with training(unet, backbone.targets("subject"), seed=seed, start=mean([t.lora for t in teachers])) as own, \
             branches(unet, {t.name: t.lora for t in teachers}) as rows:
 
@@ -134,26 +145,39 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
             c_n = torch.cat([t.vectors.expand(options.batch, -1, -1) for t in taught])
             row = noised(backbone, torch.cat([t.latents[pick(len(t.latents), options.batch, generator)]
                                               for t in taught]), generator, options.t_max)
-            with torch.no_grad(), own.disabled():
-                rows(names)
-                wanted = backbone.predict(row.x, row.t, c_n)                             # eps_theta_s,n
-            rows([None] * len(names))
-            loss_fusion = losses.fusion(backbone.predict(row.x, row.t, c_n), wanted)     # L_fusion
-            if options.lambda2 == 0 and options.lambda_mix == 0:
+            whole = (row.x, row.t, c_n, torch.arange(len(names)))
+            loss_fusion = mean_over(mine["L_fusion"], whole, partial(loss_of, names))
+            if not _composing(options):
                 return {"loss": loss_fusion}
             rows([None])
-            group = groups[step // len(rounds) % len(groups)]
-            mixed = composition_losses(backbone, group, sites, generator, whole=options.lambda_mix > 0,
-                                       t_max=options.t_max)                          # L_attn, L_mix
+            group, mix = groups[step // len(rounds) % len(groups)], options.lambda_mix > 0
+            mixed = {name: row.x.new_zeros(()) for name in ("L_attn", "L_mix")[:1 + mix]}
+            if mine["L_attn"]:
+                mixed = composition_losses(backbone, group, sites, generator, whole=mix, t_max=options.t_max)
             loss = losses.total_fusion(loss_fusion, mixed["L_attn"], options.lambda2)
             if options.lambda_mix:
                 loss = loss + options.lambda_mix * mixed["L_mix"]
             return {"loss": loss, "L_fusion": loss_fusion, **mixed}
 
+        def loss_of(names: Sequence[str], x: Tensor, t: Tensor, c_n: Tensor, at: Tensor) -> Tensor:
+            with torch.no_grad(), own.disabled():
+                rows([names[n] for n in at])
+                wanted = backbone.predict(x, t, c_n)                                     # eps_theta_s,n
+            rows([None] * len(at))
+            return losses.fusion(backbone.predict(x, t, c_n), wanted)                    # L_fusion
+
         optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop, report=report)
-        return own.lora(subjects="+".join(t.name for t in teachers))
+            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop, report=report,
+            team=team)
+        names = [t.name for t in teachers]
+        origin = provenance(backbone, "subject", map(placeholder, names))
+        return own.lora(subjects="+".join(names), prompt=together_prompt(*names), **origin)
+
+
+def _composing(options: FuseOptions) -> bool:
+    """Whether a step looks at a composition: L_attn, L_mix."""
+    return options.lambda2 > 0 or options.lambda_mix > 0
 
 
 def composition_losses(backbone: Backbone, group: Group, sites: Sequence, generator: torch.Generator, *,
@@ -177,8 +201,9 @@ def composition_losses(backbone: Backbone, group: Group, sites: Sequence, genera
 
 # -- training videos -------------------------------------------------------------------------------------------------
 def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: FuseOptions, *, seed: int = 0,
-            cache: Path | None = None, report: Report = silent) -> Teacher:
-    """Sample the training videos of one subject from its own LoRA. cache: where they wait for a resumed run."""
+            cache: Path | None = None, report: Report = silent, team: Team = ALONE) -> Teacher:
+    """Sample the training videos of one subject from its own LoRA. cache: where they wait for a resumed run. team:
+    those who share the drawing; all get all videos."""
     path = cache / f"videos-{name}.safetensors" if cache else None
     with torch.no_grad():
         vectors = backbone.embed([subject_prompt(name)], {placeholder(name): token})
@@ -188,14 +213,16 @@ def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: F
     for v in range(options.videos):
         go_on()
         x_T = gaussian(backbone, backbone.frames, seed_of(seed, name, v))
-        videos.append(draw(backbone, subject_prompt(name), x_T, tokens={placeholder(name): token}, lora=lora,
-                           steps=options.video_steps, guidance=options.guidance, unconditional=options.unconditional))
+        videos.append(torch.zeros_like(x_T) if v % team.size != team.rank else draw(
+            backbone, subject_prompt(name), x_T, tokens={placeholder(name): token}, lora=lora,
+            steps=options.video_steps, guidance=options.guidance, unconditional=options.unconditional))
         report(step=v + 1, of=options.videos, drawing=name)
-    if path:
+    latents = team.total(torch.cat(videos))
+    if path and team.main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.cat(videos).cpu()}, partial := path.with_suffix(".partial"))
-        partial.replace(path)
-    return Teacher(name, token, lora, vectors, torch.cat(videos))
+        save_file({"latents": latents.cpu()}, half := path.with_suffix(".partial"))
+        half.replace(path)
+    return Teacher(name, token, lora, vectors, latents)
 
 
 def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import STAGES
-from .backbones import identity, load
+from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.denoise import denoising_loss, draw, encode, gaussian, invert_clip
@@ -25,6 +25,7 @@ from .core.errors import BadInput
 from .core.lora import save_tokens
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
+from .core.team import ALONE, Team, on_devices
 from .core.train import fit
 from .core.video import fit_size, read_clip, read_masks
 from .core.workspace import Artifact, Workspace
@@ -42,41 +43,46 @@ class Crop:
     mask: np.ndarray
 
 
+@on_devices
 def invert(project: Workspace, motion: str | None = None, options: InvertOptions | None = None, *, device: str = "cpu",
-           dtype: str = "fp32", seed: int = 0, force: bool = False, report: Report = silent) -> Artifact:
+           dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
+           report: Report = silent, team: Team = ALONE) -> Artifact:
     """Appearance tokens and inverted noise of a motion's clip -> tokens.safetensors, noise.safetensors, a preview.
 
     The noise's round trip (sampling back from it under the same rule) is reported and kept in the manifest's facts.
+    device: one, or "cuda:0,cuda:1", which share the learning of the tokens.
     Raises MissingPrerequisite without masks, BadInput where an actor is not in the frame that teaches its token.
     """
     motion = motion or project.motion().name
-    plan = project.plan(STAGES["invert"], motion, options, seed=seed, base=identity(project.settings.base))
-    if plan.state() and not force:
+    plan = project.plan(STAGES["invert"], motion, options, seed=seed, base=identity_of(project))
+    if team.first_says(bool(plan.state())) and not force:
         return plan.artifact()
-    with plan.making(report, force=force) as out:
-        backbone = load(project.settings.base, device=device, dtype=dtype)
+    with plan.making(report, force=force, team=team) as out:
+        backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory)
         size = (backbone.height, backbone.width)
         actors = _actors(project, motion, plan.request.get("prompt"))
         clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=size)
         crops = crops_of(read_clip(plan.inputs["clip"]), plan.inputs["masks"], actors, plan.options.token_frame, size)
         tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
-                              identity=plan.identity, report=report)
-        x_0 = encode(backbone, clip_FHWC[None])
-        steps, refine = plan.options.inversion_steps, plan.options.inversion_refine
-        noise = invert_clip(backbone, x_0, steps=steps, refine=refine, report=report)
-        back = draw(backbone, "", noise, guidance=1.0, steps=steps)
-        shown, error = backbone.decode(back)[0], float((back - x_0).norm() / x_0.norm())
-        plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
-        report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
-        save_tokens(tokens, out / "tokens.safetensors")
-        save_file({"noise": noise.cpu()}, out / "noise.safetensors")
-        sheet = [("the clip", clip_FHWC), ("inverted and back", shown)]
-        contact_sheet([*sheet, *_token_rows(project, backbone, crops, tokens, seed)], out / "invert-preview.png")
+                              identity=plan.identity, report=report, team=team)
+        if team.main:
+            x_0 = encode(backbone, clip_FHWC[None])
+            steps, refine = plan.options.inversion_steps, plan.options.inversion_refine
+            noise = invert_clip(backbone, x_0, steps=steps, refine=refine, report=report)
+            back = draw(backbone, "", noise, guidance=1.0, steps=steps)
+            shown, error = backbone.decode(back)[0], float((back - x_0).norm() / x_0.norm())
+            plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
+            report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
+            save_tokens(tokens, out / "tokens.safetensors")
+            save_file({"noise": noise.cpu()}, out / "noise.safetensors")
+            sheet = [("the clip", clip_FHWC), ("inverted and back", shown)]
+            contact_sheet([*sheet, *_token_rows(project, backbone, crops, tokens, seed)], out / "invert-preview.png")
     return plan.artifact()
 
 
 def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertOptions, *, seed: int = 0,
-                 checkpoints: Path | None = None, identity: str = "", report: Report = silent) -> dict[str, Tensor]:
+                 checkpoints: Path | None = None, identity: str = "", report: Report = silent,
+                 team: Team = ALONE) -> dict[str, Tensor]:
     """Textual inversion (Eq. 4) of every actor on its crop, "A <person>" -> {"<person>": (1, width)}.
 
     min over v of E || eps_theta(x_t, c(v), t) - eps ||^2, x the crop as a video of one frame. **Ours**: the mean goes
@@ -88,17 +94,18 @@ def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertO
     weights = {a: losses.cover(torch.as_tensor(crops[a].mask)[None, None], x.shape[-2:])[None].to(x)
                for a, x in latents.items()}
     tokens = {placeholder(a): backbone.word_embedding(a).float().mean(0, keepdim=True).requires_grad_() for a in crops}
+    mine = team.deal({a: [1] * rows for a in crops})
 
     def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         per_actor = {}
         for actor, x0 in latents.items():
-            vectors = backbone.embed([subject_prompt(actor)], tokens).expand(rows, -1, -1)
-            per_actor[actor] = denoising_loss(backbone, x0, vectors, generator, weights[actor])
+            vectors = backbone.embed([subject_prompt(actor)], tokens)
+            per_actor[actor] = denoising_loss(backbone, x0, vectors, generator, weights[actor], mine[actor])
         return {"loss": torch.stack(list(per_actor.values())).sum(), **per_actor}
 
     optimizer = torch.optim.AdamW(tokens.values(), lr=options.token_rate, weight_decay=0.0)
     fit(tokens, losses_at, optimizer=optimizer, steps=options.token_steps, seed=seed, checkpoints=checkpoints,
-        identity=identity, stop=asked_to_stop, report=report)
+        identity=identity, stop=asked_to_stop, report=report, team=team)
     return {name: rows.detach() for name, rows in tokens.items()}
 
 

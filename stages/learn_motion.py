@@ -17,40 +17,44 @@ import torch
 from torch import Tensor
 
 from . import STAGES
-from .backbones import identity, load
+from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.denoise import Previews, draw, encode, gaussian, noised
 from .core.errors import BadInput
-from .core.lora import Lora, load_tokens, save, training
+from .core.lora import Lora, load_tokens, provenance, save, training
 from .core.noise import appearance_free
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
+from .core.team import ALONE, Team, mean_over, on_devices
 from .core.train import fit
 from .core.video import read_clip
 from .core.workspace import Artifact, Workspace
 from .options import LearnMotionOptions, resolve
-from .prompts import MotionPrompt, motion_prompt, placeholder
+from .prompts import MotionPrompt, motion_prompt, placeholder, placeholders
 
 
+@on_devices
 def learn_motion(project: Workspace, motion: str | None = None, options: LearnMotionOptions | None = None, *,
-                 prompt: str | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0,
-                 force: bool = False, report: Report = silent) -> Artifact:
+                 prompt: str | None = None, device: str = "cpu", dtype: str = "fp32", low_memory: bool = False,
+                 seed: int = 0, force: bool = False, report: Report = silent, team: Team = ALONE) -> Artifact:
     """Learn the motion of a segmented and inverted clip -> lora.safetensors, a preview sheet.
 
     prompt: what happens in the clip, actors in brackets, "a [person] is riding a [horse]", in place of project.yaml's.
+    device: one, or "cuda:0,cuda:1", each with its part of the batch.
     Raises BadInput where the prompt is missing, or names an actor that `invert` learned no token of.
     """
     motion = motion or project.motion().name
-    plan = project.plan(STAGES["learn-motion"], motion, options, seed=seed, base=identity(project.settings.base),
+    plan = project.plan(STAGES["learn-motion"], motion, options, seed=seed, base=identity_of(project),
                         request={"prompt": prompt} if prompt else {})
-    if plan.state() and not force:
+    if team.first_says(bool(plan.state())) and not force:
         return plan.artifact()
     if not plan.request.get("prompt"):
         raise BadInput(f"nothing says what happens in the clip of '{motion}'",
                        'say it: --prompt "a [person] is riding a [horse]", or motion.prompt in project.yaml')
-    with plan.making(report, force=force) as out:
-        backbone, options = load(project.settings.base, device=device, dtype=dtype), plan.options
+    team.require(plan.options.batch, "learn-motion")
+    with plan.making(report, force=force, team=team) as out:
+        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
         tokens = load_tokens(plan.inputs["tokens"])
         c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)
         clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=(backbone.height, backbone.width))
@@ -64,11 +68,13 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
             previews.add(step, backbone.decode(x_0)[0])
 
         lora = learn_motion_tensors(backbone, encode(backbone, clip_FHWC[None]), vectors_m, vectors_ap, options,
-                                    seed=seed, checkpoints=plan.checkpoints, identity=plan.identity, preview=preview,
-                                    report=report)
-        save(Lora(lora.tensors, lora.alpha, lora.rank, {"motion": motion, "c_m": c_m, "c_ap": c_ap}),
-             out / "lora.safetensors")
-        contact_sheet([("the clip", clip_FHWC), *previews.rows()], out / "learn-motion-preview.png")
+                                    seed=seed, checkpoints=plan.checkpoints, identity=plan.identity,
+                                    preview=preview if team.main else None, report=report, team=team)
+        origin = provenance(backbone, "motion", map(placeholder, placeholders(c_m)))
+        if team.main:
+            save(Lora(lora.tensors, lora.alpha, lora.rank, {"motion": motion, "c_m": c_m, "c_ap": c_ap, **origin}),
+                 out / "lora.safetensors")
+            contact_sheet([("the clip", clip_FHWC), *previews.rows()], out / "learn-motion-preview.png")
     return plan.artifact()
 
 
@@ -85,13 +91,13 @@ def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapp
 def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
                          options: LearnMotionOptions, *, seed: int = 0, checkpoints: Path | None = None,
                          identity: str = "", preview: Callable[[int, Lora], None] | None = None,
-                         report: Report = silent) -> Lora:
+                         report: Report = silent, team: Team = ALONE) -> Lora:
     """Minimise L_mot over the temporal LoRA. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
 
     preview(step, lora) is called at a third, at two thirds and at the end, with the base as it was.
     """
     x_m = latents_1CFhw.repeat(options.batch, 1, 1, 1, 1)
-    c_m, c_ap = (vectors.expand(options.batch, -1, -1) for vectors in (vectors_m, vectors_ap))
+    mine = team.deal({"L_mot": [1] * options.batch})["L_mot"]
     shown = {options.steps // 3, 2 * options.steps // 3, options.steps} - {0}
 
     def after_step(step: int) -> None:
@@ -102,14 +108,16 @@ def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: T
     with training(backbone.denoiser, backbone.targets("motion"), options.rank, options.alpha, seed) as own:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            row = noised(backbone, x_m, generator)
-            target = row.target
+            return {"loss": mean_over(mine, noised(backbone, x_m, generator), loss_mot)}
+
+        def loss_mot(x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+            c_m, c_ap = (vectors.expand(len(x), -1, -1) for vectors in (vectors_m, vectors_ap))
             if options.w:                                       # eps_apfree; w = 0 needs no second forward
                 with torch.no_grad(), own.disabled():
-                    target = appearance_free(target, backbone.predict(row.x, row.t, c_ap), options.w)
-            return {"loss": losses.motion(backbone.predict(row.x, row.t, c_m), target)}          # L_mot
+                    target = appearance_free(target, backbone.predict(x, t, c_ap), options.w)
+            return losses.motion(backbone.predict(x, t, c_m), target)                            # L_mot
 
         optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, after_step=after_step, stop=asked_to_stop, report=report)
+            identity=identity, after_step=after_step, stop=asked_to_stop, report=report, team=team)
         return own.lora()

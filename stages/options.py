@@ -79,8 +79,9 @@ class LearnSubjectOptions(Options):
     lambda1: float = option(0.25, "0..1000", "weight of L_reg, which keeps the base's sense of time", "§3.2")
     uncaptioned: float = option(0.0, "0..1", "share of L_reg's draws without a caption: keeps the LoRA silent where "
                                 "its token is not", "ours")
-    auxiliary: Path | None = option(None, "", "clips for L_reg; default: drawn from the base", "§3.2", identity=False)
-    auxiliary_count: int = option(16, "1.. clips", "how many to draw from the base when no folder is named", "ours")
+    auxiliary: Path | None = option(None, "", "folder of captioned clips for L_reg; default: drawn from the base",
+                                    "§3.2", identity=False)
+    auxiliary_count: int = option(16, "1.. clips", "how many: drawn from the base, or taken from the folder", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of the clips drawn from the base and of previews", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
     unconditional: str = option("own", "own|base", "previews: as in sample", "ours", identity=False)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import segmenters
-from .backbones import identity, load
+from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
 from .core.denoise import encode, gaussian, invert_clip, sites_of
@@ -54,7 +54,7 @@ class Learned:
 
 def sample(project: Workspace, prompts: Sequence[str] | None = None, options: SampleOptions | None = None, *,
            subjects: Sequence[str] | None = None, motion: str | None = None, device: str = "cpu", dtype: str = "fp32",
-           seed: int = 0, force: bool = False, report: Report = silent) -> list[Artifact]:
+           low_memory: bool = False, seed: int = 0, force: bool = False, report: Report = silent) -> list[Artifact]:
     """A video for each prompt and seed (seed, seed + 1, ... for options.count) -> samples/NNNN-words/ with video.mp4,
     frames.png (lossless), sheet.png and log.json (per step: both losses and |dx| / |x|).
 
@@ -63,14 +63,14 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
     Raises MissingPrerequisite for what has not been learned, UsageError and BadInput for what cannot be asked.
     """
     plans = sample_plans(project, prompts, options, subjects=subjects, motion=motion, seed=seed,
-                         base=identity(project.settings.base))
+                         base=identity_of(project))
     backbone, artifacts = None, []
     for index, plan in enumerate(plans):
         if force or not plan.state():
             if asked_to_stop():
                 raise Interrupted(f"stopped before video {index + 1} of {len(plans)}", "run the same command again")
             with plan.making(report, force=force) as out:
-                backbone = backbone or load(project.settings.base, device=device, dtype=dtype)
+                backbone = backbone or load_for(project, device=device, dtype=dtype, low_memory=low_memory)
                 _make(project, backbone, plan, out, report)
         artifacts.append(plan.artifact())
     return artifacts

@@ -26,7 +26,7 @@ from videomage_cli.doctor import pick_device
 from videomage_cli.flags import spread, words
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("init", "status", "doctor", "demo", *STAGES)
+COMMANDS = ("init", "status", "doctor", "demo", "fetch", "export", *STAGES)
 QUICK = {"segment": {"segmenter": "given", "masks": "drawn"},
          "invert": {"token_steps": 1, "token_batch": 1, "inversion_steps": 2},
          "learn-subject": {"steps": 2, "rank": 2, "auxiliary_count": 1, "video_steps": 1, "preview_every": 0},

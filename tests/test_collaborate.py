@@ -208,7 +208,7 @@ def test_half_precision_networks_guide_float32_latents(base_folder, backbone):
     from stages.backbones import load
 
     x, lora_s, lora_m, subject, motion = setting(backbone)
-    half, shifts = load(str(base_folder), dtype="bf16", parts=("unet",)), []
+    half, shifts = load(str(base_folder), dtype="bf16"), []
     for model in (backbone, half):
         with branches(model.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
             x_prev, facts = collaborative_step(

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "videomage_cli").rglob("*.py")])
-STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate"}
+STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate", "export"}
 SEAMS = {"backbones", "segmenters", "metrics"}
 HOUSE = {"options", "presets", "prompts", "orders", "cuts", "auxiliary", "core"}          # what any stage may use
 TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(

@@ -221,7 +221,7 @@ def test_training_from_a_start_and_back(backbone64):
 def test_adapters_of_a_half_precision_model_are_float32(base_folder):
     from stages.backbones import load
 
-    half = load(str(base_folder), dtype="bf16", parts=("unet",))
+    half = load(str(base_folder), dtype="bf16")
     with L.training(half.denoiser, half.targets("motion"), 2, 2.0, 0) as parameters:
         assert {p.dtype for p in parameters.values()} == {torch.float32}
         out = half.predict(torch.zeros(1, 4, 4, 8, 8), 5, torch.zeros(1, 20, 32))
@@ -297,3 +297,25 @@ def test_bad_files_are_refused_by_name(tmp_path):
     for reader in (L.load, L.load_tokens):
         with pytest.raises(BadInput, match="broken"):
             reader(broken)
+
+
+def test_where_a_lora_comes_from_is_said_and_survives_the_file(backbone, tmp_path):
+    """The base goes by its folder's name, wherever it lay; the same LoRA gives the same bytes."""
+    lora, _ = subject_and_motion(backbone)
+    facts = L.provenance(backbone, "subject", ["<dog>", "<toy>"])
+    assert facts == {"base": backbone.name.rpartition("/")[2], "revision": backbone.revision, "targets": "subject",
+                     "trigger": "<dog> <toy>", "licence": facts["licence"]}
+    assert backbone.licence in facts["licence"] and "/" in backbone.name and "/" not in facts["base"]
+    for name in ("a", "b"):
+        L.save(L.Lora(lora.tensors, lora.alpha, lora.rank, facts), tmp_path / name)
+    assert L.load(tmp_path / "a").metadata == facts
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_headers_and_names_of_other_programs_are_no_loras_and_no_tokens(tmp_path):
+    for header in ("not json", "[1]", '"text"', "null"):
+        save_file({"x.lora_A.weight": torch.zeros(1, 2)}, tmp_path / "x", metadata={"lora": header})
+        with pytest.raises(BadInput, match="no LoRA of this project"):
+            L.load(tmp_path / "x")
+    with pytest.raises(BadInput, match="holds no tokens"):                  # a LoRA taken for tokens
+        L.load_tokens(tmp_path / "x")

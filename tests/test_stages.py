@@ -25,7 +25,7 @@ from stages.core.workspace import Workspace
 from stages.fuse import fuse
 from stages.invert import crop, invert
 from stages.learn_motion import learn_motion, prompts_of
-from stages.learn_subject import drawn, learn_subject
+from stages.learn_subject import learn_subject
 from stages.options import LearnMotionOptions, resolve
 from stages.orders import sample_plans, target_of
 from stages.prompts import motion_prompt
@@ -78,7 +78,7 @@ def shared(backbone):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmenters, "load", lambda name, **how: real(name, **how) if name == "given" else Middle())
         for stage in ("invert", "learn_subject", "learn_motion", "fuse", "sample"):
-            patch.setattr(f"stages.{stage}.load", lambda base, **how: backbone)
+            patch.setattr(f"stages.{stage}.load_for", lambda project, **how: backbone)
         yield
 
 
@@ -140,6 +140,7 @@ def test_the_subject_lora_is_spatial_and_the_motion_lora_temporal(made):
     assert any(bool(subject.delta(name).abs().max() > 0) for name in subject.modules)
     assert motion.metadata["c_m"] == "a <person> is riding a <horse>"
     assert motion.metadata["c_ap"] == "A static video of <person> and <horse>."
+    assert motion.metadata["trigger"] == "<person> <horse>" and motion.metadata["targets"] == "motion"
 
 
 def test_the_log_tells_of_every_step(made):
@@ -298,46 +299,6 @@ def test_count_and_prompts_make_a_sample_each(made):
     assert [a.manifest["seed"] for a in artefacts] == [7, 8, 7, 8]
     assert len({a.folder for a in artefacts}) == 4
     assert not any(a.made for a in sample(project, ["a <dog>"], replace(options, count=1), seed=8, motion="none"))
-
-
-def test_the_auxiliary_clips_are_drawn_once_and_said(tmp_path, base_folder):
-    project, said = make_project(tmp_path, base_folder, ("toy", "dog")), []
-    for name in ("toy", "dog"):
-        learn_subject(project, name, report=notes(said))
-    told = [facts for facts in said if "drawn from the base" in str(facts.get("note"))]
-    assert len(told) == 1 and sum("drawing" in facts for facts in said) == 2
-    assert len(list((tmp_path / ".cache/auxiliary").glob("*/*.safetensors"))) == 2
-    assert any("L_reg" in facts for facts in said)
-
-
-def test_subjects_learned_at_once_share_the_drawing_of_auxiliary_clips(tmp_path, base_folder, backbone):
-    """While another process draws the first clip, this one draws the second, and then waits for the first."""
-    project, said = make_project(tmp_path, base_folder, ("toy",)), []
-    options = resolve("learn-subject", project.settings)
-    elsewhere = project.lock("auxiliary-0")
-    elsewhere.__enter__()
-
-    def the_other_is_done(**facts):
-        said.append(facts)
-        if facts.get("step") == 2:
-            elsewhere.__exit__(None, None, None)
-
-    clips = drawn(project, backbone, options, the_other_is_done)
-    assert [facts["step"] for facts in said if "step" in facts] == [2, 1] and len(clips) == 2
-    alone = drawn(make_project(tmp_path / "alone", base_folder, ("toy",)), backbone, options, notes([]))
-    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(clips, alone))
-
-
-def test_auxiliary_clips_of_a_folder_need_their_captions(tmp_path, base_folder):
-    project = make_project(tmp_path, base_folder, ("toy",))
-    folder = tmp_path / "aux"
-    folder.mkdir()
-    write_video(folder / "one.mp4", np.zeros((5, 32, 32, 3), np.uint8))
-    options = replace(resolve("learn-subject", project.settings), auxiliary=folder, steps=1)
-    with pytest.raises(BadInput, match="one.mp4 has no caption.*one.txt"):
-        learn_subject(project, "toy", options)
-    (folder / "one.txt").write_text("a red dog")
-    assert learn_subject(project, "toy", options).made
 
 
 def test_photos_are_segmented_and_kept(tmp_path, base_folder):

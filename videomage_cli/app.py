@@ -20,7 +20,7 @@ from stages.core.settings import did_you_mean  # noqa: E402
 from stages.core.workspace import Workspace, fused_name  # noqa: E402
 from stages.options import deviations, show  # noqa: E402
 
-from . import console  # noqa: E402
+from . import console, files  # noqa: E402
 from .flags import (  # noqa: E402
     Base,
     Call,
@@ -132,31 +132,6 @@ def _states(project: Workspace) -> list[dict[str, object]]:
 
 
 @app.command()
-def fetch(base: Annotated[str | None, typer.Argument(
-        help="zeroscope, modelscope, owner/name of the hub, or a folder to convert. Default: the project's base.",
-        show_default=False)] = None, folder: Project = Path(), convert: Annotated[bool, typer.Option(
-            "--convert", help="Turn pickled weights into safetensors, once, in a process of its own.")] = False,
-        out: Annotated[Path | None, typer.Option(help="Where the converted base goes. Default: where its name finds "
-                                                      "it.", show_default=False)] = None) -> None:
-    """Download a base from the hub, after saying its licence and size. No other command downloads anything."""
-    with console.guarded():
-        from stages.backbones import fetch as hub
-        from stages.backbones import on_hub, terms
-
-        base = base or Workspace(folder).settings.base
-        if out and not convert:
-            raise UsageError("--out without --convert", "what is downloaded lies in the hub's cache: set HF_HOME")
-        if not on_hub(base) and not convert:
-            raise UsageError(f"the base '{base}' is not one of the hub", "there is nothing to fetch")
-        console.say(f"the base {base}: {terms(base)}")
-        with console.Talk("fetch") as report:
-            made = hub.fetch(base, convert=convert, out=out, report=report)
-        if out or not on_hub(base):
-            console.say(f"to use it: videomage init --base {made}")
-        console.out(str(made))
-
-
-@app.command()
 def doctor(folder: Project = Path(), json: Json = False) -> None:
     """Check this machine, this installation and the base of the project."""
     with console.guarded():
@@ -219,6 +194,10 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
         for path in made.files:
             console.out(str(path))
     return None
+
+
+app.command()(files.fetch)
+app.command()(files.export)
 
 
 # -- the seven stages -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ with the plans of what it will make. The function, and torch with it, is importe
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,9 @@ from stages.options import OPTIONS, kind, resolve, show, span
 
 from . import console
 
-SPREAD = ("--subjects", "--actors")              # `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`
+# `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`; --devices goes on as long as devices follow
+SPREAD = {"--subjects": ".*", "--actors": ".*", "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
+TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
 Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
@@ -44,6 +47,10 @@ def words(values: list[str] | None) -> list[str]:
     return [word for value in values or () for word in map(str.strip, value.split(",")) if word]
 
 
+Devices, NoDevices = (typing.Annotated[list[str] | None, typer.Option(
+    "--devices", metavar="DEVICE...", callback=words, show_default=False, hidden=hidden,
+    help="Train on several, as in: --devices cuda:0,cuda:1. They share a batch; the result is that of one device.")]
+    for hidden in (False, True))
 Subjects = typing.Annotated[list[str], typer.Option("--subjects", metavar="NAME...", callback=words,
                                                     help="Names, as in: --subjects toy dog.")]
 MotionName = typing.Annotated[str | None, typer.Argument(
@@ -61,7 +68,8 @@ def spread(args: list[str]) -> list[str]:
             name = arg.split("=", 1)[0]
             current, filled = (name, "=" in arg) if name in SPREAD else (None, False)
         elif current and filled:
-            done.append(current)
+            current = current if re.fullmatch(SPREAD[current], arg) else None
+            done += [current] if current else []
         else:
             filled = True
         done.append(arg)
@@ -97,6 +105,7 @@ class Run:
     force: bool
     dry_run: bool
     low_memory: bool = False
+    devices: list[str] = field(default_factory=list)
     typed: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
@@ -150,6 +159,7 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
         options = flags_of(stage)
         common = [p for p in inspect.signature(_common, eval_str=True).parameters.values()
                   if p.name != "low_memory" or STAGES[stage].uses_base]
+        common = [p.replace(annotation=NoDevices) if p.name == "devices" and stage not in TRAINS else p for p in common]
 
         def command(**typed: typing.Any) -> None:
             with console.guarded():
@@ -158,6 +168,10 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
                 as_json = typed.pop("json")
                 if typed["dtype"] not in DTYPES:
                     raise UsageError(f"there is no dtype '{typed['dtype']}'", f"use one of {', '.join(DTYPES)}")
+                if typed["devices"] and stage not in TRAINS:
+                    raise UsageError(f"{stage} trains nothing that --devices could share", "name one: --device cuda:0")
+                if typed["devices"] and typed["device"] != "auto":
+                    raise UsageError("both --device and --devices are there", "leave one of them out")
                 run = Run(stage, typed=chosen, **typed)
                 _perform(run, body(run, **asked), as_json)
 
@@ -169,7 +183,7 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
     return decorate
 
 
-def _common(*, folder: Project = Path(), device: Device = "auto", dtype: Dtype = "auto",
+def _common(*, folder: Project = Path(), device: Device = "auto", devices: Devices = None, dtype: Dtype = "auto",
             low_memory: LowMemory = False, seed: Seed = 0,
             force: typing.Annotated[bool, typer.Option("--force", help="Run it even if it is fresh.")] = False,
             dry_run: typing.Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -212,7 +226,7 @@ def _make(run: Run, calls: list[Call]) -> list[Artifact]:
     stage = getattr(import_module(module), function)
     from .doctor import pick_device, pick_dtype
 
-    device = pick_device(run.device)
+    device = ",".join(map(pick_device, run.devices or [run.device]))
     common = {"device": device, "dtype": pick_dtype(run.dtype, device, run.project.settings.base), "seed": run.seed,
               "force": run.force, **({"low_memory": run.low_memory} if STAGES[run.stage].uses_base else {})}
     artifacts: list[Artifact] = []

@@ -70,47 +70,65 @@ def collaborative_step(backbone: Backbone, rows: Rows, x: Tensor, t: int, t_prev
     sites = [*sites_cross, *sites_time] if collaborate else []
     if collaborate:
         latents, facts = _guide(backbone, rows, x, t, present, alpha_s, alpha_m, sites_cross, sites_time)
-    with torch.no_grad(), watch(backbone.denoiser, sites if measure_after else []) as maps:
-        eps = _noises(backbone, rows, latents, t, present, scales)                   # lines 3 and 4; line 11 if guided
+    with torch.no_grad():
+        eps, maps = _noises(backbone, rows, latents, t, present, scales,             # lines 3 and 4; line 11 if guided
+                            sites if measure_after else [])
     if collaborate and measure_after:
-        conditional = [{name: m.chunk(4)[row] for name, m in maps.items()} for row in (1, 3)]
-        after = _losses(conditional, present, sites_cross, sites_time, _extent(x))
+        after = _losses(maps, present, sites_cross, sites_time, _extent(x))
         facts |= {"loss_s_to_m_after": float(after[0]), "loss_m_to_s_after": float(after[1])}
     eps_t = beta_s * eps[0] + beta_m * eps[1] if len(eps) == 2 else eps[0]           # line 12
     return ddim_step(x, eps_t, t, t_prev, backbone.alphas_cumprod, final_alpha=backbone.final_alpha), facts
 
 
 def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, present: Sequence[Branch],
-            scales: Sequence[float]) -> list[Tensor]:
-    """eps^sub and eps^mot (lines 3 and 4), guided towards each prompt, in one batch: per branch "" and the prompt.
+            scales: Sequence[float], sites: Sequence[Site]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """eps^sub and eps^mot (lines 3 and 4), guided towards each prompt, from two rows per branch, "" and the prompt; and
+    the maps of each branch's prompt at these sites.
 
     The paper leaves open which model answers "". **Ours**: either, by `from_base`. A LoRA answers "" with its subject
     too, so that guidance away from it takes part of the subject out again; guidance away from the base does not.
 
     Each output is read as noise with the x it was computed from: beside velocity, the two branches' x may differ.
     """
-    rows([row for branch in present for row in (None if branch.from_base else branch.row, branch.row)])
+    names = [row for branch in present for row in (None if branch.from_base else branch.row, branch.row)]
     x_2n = torch.cat([x for x in latents for _ in range(2)])
     vectors_2n = torch.cat([v for branch in present for v in (branch.vectors_uncond, branch.vectors_cond)])
-    outputs = backbone.predict(x_2n, _steps(t, x_2n), vectors_2n).split(2)
-    return [to_eps(uncond + scale * (cond - uncond), x, t, backbone.alphas_cumprod, backbone.predicts)
-            for (uncond, cond), x, scale in zip((output.split(1) for output in outputs), latents, scales)]
+    outputs, maps = _forward(backbone, rows, names, x_2n, t, vectors_2n, sites)
+    eps = [to_eps(uncond + scale * (cond - uncond), x, t, backbone.alphas_cumprod, backbone.predicts)
+           for uncond, cond, x, scale in zip(outputs[::2], outputs[1::2], latents, scales)]
+    return eps, maps[1::2]
+
+
+def _forward(backbone: Backbone, rows: Rows, names: Sequence[str | None], x: Tensor, t: int, vectors: Tensor,
+             sites: Sequence[Site], until: Site | None = None) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Each row of x (B, C, F, h, w) under the branch of its name -> (outputs, maps at these sites), one of a row: in
+    one batch, or, where the backbone has little memory, row by row. until: stop there, without outputs."""
+    outputs, maps = [], []
+    size = 1 if backbone.low_memory else len(names)
+    for part in (slice(at, at + size) for at in range(0, len(names), size)):
+        rows(names[part])
+        with watch(backbone.denoiser, sites) as seen:
+            def forward(x: Tensor = x[part], vectors: Tensor = vectors[part]) -> None:
+                outputs.extend(backbone.predict(x, _steps(t, x), vectors).split(1))
+
+            forward() if until is None else run_until(backbone.denoiser, until, forward)
+        maps += [{name: m.chunk(size)[row] for name, m in seen.items()} for row in range(size)]
+    return outputs, maps
 
 
 def _guide(backbone: Backbone, rows: Rows, x: Tensor, t: int, present: Sequence[Branch], alpha_s: float, alpha_m: float,
            sites_cross: Sequence[Site], sites_time: Sequence[Site]) -> tuple[list[Tensor], dict[str, float]]:
     """Lines 7 to 10: move each branch's copy of x towards the other's attention -> ([x_sub, x_mot], facts).
 
-    The maps come from a forward of the conditional half alone, both branches in one batch, that ends with the deepest
-    watched layer; the gradient is taken with regard to the latents and to nothing else.
+    The maps come from a forward of the conditional half alone that ends with the deepest watched layer; the gradient is
+    taken with regard to the latents and to nothing else.
     """
     latents = [x.detach().requires_grad_() for _ in present]                         # line 2
-    rows([branch.row for branch in present])
     deepest = max([*sites_cross, *sites_time], key=backbone.sites.index)
-    with torch.enable_grad(), watch(backbone.denoiser, [*sites_cross, *sites_time]) as maps:
+    with torch.enable_grad():
         x_2, vectors_2 = torch.cat(latents), torch.cat([branch.vectors_cond.detach() for branch in present])
-        run_until(backbone.denoiser, deepest, lambda: backbone.predict(x_2, _steps(t, x_2), vectors_2))
-        halves = [{name: m.chunk(2)[row] for name, m in maps.items()} for row in (0, 1)]
+        _, halves = _forward(backbone, rows, [branch.row for branch in present], x_2, t, vectors_2,
+                             [*sites_cross, *sites_time], until=deepest)
         loss_s_to_m, loss_m_to_s = _losses(halves, present, sites_cross, sites_time, _extent(x))
         # no path leads from one loss to the other's latents, so the gradient of the sum is both gradients
         gradients = torch.autograd.grad((loss_s_to_m + loss_m_to_s) * _GRADIENT_SCALE, latents, allow_unused=True,

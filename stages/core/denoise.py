@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +24,7 @@ from .errors import Interrupted, UsageError
 from .lora import Lora, branches
 from .noise import add_noise, ddim_invert, target, to_eps
 from .report import Report, asked_to_stop, silent
+from .team import mean_over
 from .train import generator_at
 from .video import read_clip, write_frames
 
@@ -48,11 +49,14 @@ def noised(backbone: Backbone, x0: Tensor, generator: torch.Generator, t_max: fl
     return Noised(add_noise(x0, noise, t, acp), t, target(x0, noise, t, acp, backbone.predicts))
 
 
-def denoising_loss(backbone: Backbone, x0: Tensor, vectors_BLD: Tensor, generator: torch.Generator,
-                   weight_B1Fhw: Tensor | None = None) -> Tensor:
-    """E || eps_theta(x_t, c, t) - eps ||^2 over one draw of (t, eps) for each row of x0."""
-    row = noised(backbone, x0, generator)
-    return losses.denoising(backbone.predict(row.x, row.t, vectors_BLD), row.target, weight_B1Fhw)
+def denoising_loss(backbone: Backbone, x0: Tensor, vectors_1LD: Tensor, generator: torch.Generator,
+                   weight_11Fhw: Tensor | None = None, rows: Sequence[int] | None = None) -> Tensor:
+    """E || eps_theta(x_t, c, t) - eps ||^2 over one draw of (t, eps) for each row of x0, all under one text and one
+    weight. rows: those of this process (team.mean_over); the draws are those of the whole."""
+    def loss(x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+        return losses.denoising(backbone.predict(x, t, vectors_1LD.expand(len(x), -1, -1)), target, weight_11Fhw)
+
+    return mean_over(range(len(x0)) if rows is None else rows, noised(backbone, x0, generator), loss)
 
 
 def pick(items: int, count: int, generator: torch.Generator) -> Tensor:

@@ -47,15 +47,19 @@ def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
 
 
 def _begin(facts, stopping) -> None:
-    """In a worker: one thread; Ctrl-C and SIGTERM are the parent's to answer, who lets us know. Where the parent was
-    killed, so are we: the pool alone would leave us at work, and then waiting for ever."""
     global _facts
+    begin(stopping)
+    _facts = facts
+
+
+def begin(stopping, threads: int = 1) -> None:
+    """In a worker: its threads; Ctrl-C and SIGTERM are the parent's to answer, who lets us know by the event
+    `stopping`. Where the parent was killed, so are we: nobody else would tell us that nobody waits for our work."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _facts = facts
     alive = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: wait_for([alive]) and os._exit(1), daemon=True).start()
     threading.Thread(target=lambda: stopping.wait() and ask_to_stop(), daemon=True).start()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import BadInput
+
+if TYPE_CHECKING:
+    from ..backbones.unet3d import UNet3D as Backbone
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
@@ -211,6 +215,16 @@ def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
     return Lora(tensors, alpha=float(rank), rank=rank)
 
 
+def provenance(backbone: Backbone, targets: str, tokens: Iterable[str]) -> dict[str, str]:
+    """What a LoRA's file says of its origin, beside what it was trained on: base and revision; targets, "subject" (the
+    spatial layers) or "motion" (the temporal ones); trigger, the tokens it was trained with; whose terms hold. A base
+    in a folder goes by the folder's name: where it lay is nobody's business."""
+    folder = Path(backbone.name).expanduser()
+    return {"base": folder.name if folder.exists() else backbone.name, "revision": backbone.revision,
+            "targets": targets, "trigger": " ".join(tokens),
+            "licence": f"derived from weights whose licence is {backbone.licence}; their terms apply to it too"}
+
+
 def save(lora: Lora, path: Path) -> None:
     """Safetensors under PEFT's names; alpha, rank and the metadata as JSON under one key of the header, because
     safetensors writes several keys in a random order, and the same LoRA shall give the same bytes."""
@@ -220,8 +234,12 @@ def save(lora: Lora, path: Path) -> None:
 
 
 def load(path: Path) -> Lora:
+    """The LoRA of a file that a stage wrote. Raises BadInput for any other, whatever program wrote it."""
     tensors, header = _read(path, "LoRA")
-    facts = json.loads(header.get("lora", "{}"))
+    try:
+        facts = dict(json.loads(header.get("lora", "{}")))
+    except (ValueError, TypeError):
+        facts = {}
     if not {"alpha", "rank"} <= set(facts) or any(key.removesuffix(_B).removesuffix(_A) == key for key in tensors):
         raise BadInput(f"{path} is no LoRA of this project", "learn it again, or give the file that a stage wrote")
     return Lora(tensors, float(facts.pop("alpha")), int(facts.pop("rank")), facts)
@@ -233,8 +251,9 @@ def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_tokens(path: Path) -> dict[str, Tensor]:
+    """The tokens of a file that a stage wrote, {"<toy>": (n, width)}. Raises BadInput for any other."""
     tensors, _ = _read(path, "tokens")
-    if any(rows.ndim != 2 for rows in tensors.values()):
+    if not tensors or any(rows.ndim != 2 or not name.startswith("<") for name, rows in tensors.items()):
         raise BadInput(f"{path} holds no tokens", "give the file that a stage wrote")
     return tensors
 

@@ -30,6 +30,7 @@ from .report import Report, silent
 from .stage import Artifact, Input, Stage, State, plain
 
 if TYPE_CHECKING:
+    from .team import Team
     from .workspace import Workspace
 
 VERSIONS = ("videomage", "torch", "diffusers", "transformers", "peft", "safetensors")
@@ -126,6 +127,8 @@ class Plan:
     def require(self, *, stale_too: bool = True) -> None:
         """Raise MissingPrerequisite for an input that is not there, or (stale_too) is not what it should be by now."""
         for source in self.sources.values():
+            if source.problem:
+                raise source.problem
             if source.files():
                 continue
             if source.stage:
@@ -141,13 +144,19 @@ class Plan:
 
     # -- making -------------------------------------------------------------------------------------------------
     @contextmanager
-    def making(self, report: Report = silent, *, force: bool = False) -> Iterator[Path]:
+    def making(self, report: Report = silent, *, force: bool = False, team: Team | None = None) -> Iterator[Path]:
         """A temporary folder for the stage's files; when the block ends well they are hashed, moved into place, and
-        described by the manifest, last. When it raises, the artefact from before stands untouched.
+        described by the manifest, last. When it raises, the artefact from before stands untouched. team: the processes
+        that make it together (core/team.py): the first one does all this, the others write nothing and wait for it.
 
         Raises MissingPrerequisite before anything is done (force: a stale prerequisite is taken as it is), Locked where
         another process makes the same artefact, OutOfResources when the disk is full."""
         self.require(stale_too=not force)
+        if team and not team.main:
+            yield self.partial
+            team.wait()
+            self.made = True
+            return
         with locked(self.partial.with_suffix(".lock"), f"{self.stage.name} '{self.name}'"):
             out = self.partial / f"out-{os.getpid()}"
             started = time.monotonic()
@@ -169,6 +178,8 @@ class Plan:
                 shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(self.partial, ignore_errors=True)
             self.made = True
+        if team:
+            team.wait()
 
     def _move(self, out: Path, inputs: Mapping[str, str], seconds: float) -> None:
         """The old manifest goes first and the new one comes last: whatever is seen in between counts as missing."""

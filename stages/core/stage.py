@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .errors import VideomageError
     from .settings import Settings
     from .workspace import Workspace
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Input:
     """What a stage reads: a file, a folder (every file in it) or several files; how a person calls it; which stage
-    makes it under which name (None: a person brings it, and `remedy` says how)."""
+    makes it under which name (None: a person brings it, and `remedy` says how). problem: why what a person brought
+    cannot be used; it is raised where the stage would run, and not before."""
 
     path: Path | tuple[Path, ...]
     what: str
     stage: Stage | None = None
     name: str = ""
     remedy: str = ""
+    problem: VideomageError | None = None
 
     def files(self) -> list[Path]:
         """Every file, in natural order of their names; [] where there is none."""

@@ -13,32 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import Interrupted, NumericError
+from .errors import BadInput, Interrupted, NumericError
 from .report import Report, silent
+from .team import ALONE, Team
 
 KEEP = 2            # checkpoints kept: the newest and the one before it
-
-
-class Team:
-    """The processes of one data-parallel run. Each draws its own part of a batch (give each another seed); gradients
-    are averaged, so that all hold the same weights. They meet through a file: no network, no port."""
-
-    def __init__(self, rank: int, size: int, meeting: Path) -> None:
-        self.rank, self.size = rank, size
-        store = torch.distributed.FileStore(str(meeting), size)
-        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
-
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in one message."""
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        for tensor, mean in zip(tensors, (flat / self.size).split([tensor.numel() for tensor in tensors])):
-            tensor.copy_(mean.view_as(tensor))
 
 
 def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -58,32 +41,36 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         identity: str = "", every_seconds: float = 60.0, clip: float | None = 1.0,
         rate: Callable[[int], float] = lambda step: 1.0, after_step: Callable[[int], None] | None = None,
         stop: Callable[[], bool] = lambda: False, buffers: Mapping[str, Tensor] | None = None,
-        team: Team | None = None, report: Report = silent) -> list[dict[str, float]]:
+        team: Team = ALONE, report: Report = silent) -> list[dict[str, float]]:
     """Minimise losses_at(step, generator)["loss"] over the named parameters, in place -> the curve, a row per step.
 
     losses_at returns named scalars; "loss" is what is minimised. rate(step) scales every group's learning rate.
+    team: the processes that share this run. losses_at then returns this process's part of every scalar, 0 where it has
+    none; gradients and scalars are added up, the curve is that of the whole, and the first process writes.
     checkpoints: a folder; where it holds a whole checkpoint of the same `identity` (a hash of what defines this run),
     the loop goes on from there. buffers: tensors that are not trained but belong to the state (a moving average that
-    after_step updates). team: the processes that share this run; the first one writes the checkpoints. stop() is asked
-    after every step: True saves and raises Interrupted.
+    after_step updates). stop() is asked after every step: True, in one process, saves and raises Interrupted in all.
     Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
     """
     base_rates = [group["lr"] for group in optimizer.param_groups]
     buffers = buffers or {}
     curve = _restore(checkpoints, identity, parameters, buffers, optimizer, report) if checkpoints else []
+    if team.any(team.first_says(len(curve)) != len(curve)):
+        raise BadInput(f"the processes of this run found different checkpoints in {checkpoints}", "delete that folder")
+    team.same([*parameters.values(), *buffers.values()])
     saved_at = time.monotonic()
     for step in range(len(curve), steps):
         for group, base in zip(optimizer.param_groups, base_rates):
             group["lr"] = base * rate(step)
         losses = losses_at(step, generator_at(seed, step))
-        losses["loss"].backward()
-        if team:
-            team.average([p.grad for p in parameters.values() if p.grad is not None])
+        if losses["loss"].requires_grad:                     # not so in a process that has no part in this step
+            losses["loss"].backward()
+        row = team.add_up(list(parameters.values()), losses)
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip if clip else math.inf)
-        row = {name: float(value.detach()) for name, value in losses.items()}
         if not all(map(math.isfinite, row.values())) or not bool(torch.isfinite(norm)):
-            if checkpoints:
+            if checkpoints and team.main:
                 _save(checkpoints, identity, parameters, buffers, optimizer, curve)
+            team.wait()
             raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {float(norm):.4g}",
                                f"lower the learning rate (now {base_rates[0]:.3g}) or train in float32; "
                                "nothing of this step was applied")
@@ -93,11 +80,12 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         if after_step:
             after_step(step)
         report(step=step + 1, of=steps, **row)
-        stopping = stop() and step + 1 < steps
-        if checkpoints and (not team or team.rank == 0) and (stopping or time.monotonic() - saved_at > every_seconds):
+        stopping = team.any(stop()) and step + 1 < steps
+        if checkpoints and team.main and (stopping or time.monotonic() - saved_at > every_seconds):
             _save(checkpoints, identity, parameters, buffers, optimizer, curve)
             saved_at = time.monotonic()
         if stopping:
+            team.wait()                                      # whoever ends first is not to cut the saving short
             raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on")
     return curve
 

@@ -6,15 +6,14 @@ fewer frames than its container declares is refused, by name and number.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, PngImagePlugin, UnidentifiedImageError
 
+from .containers import count_frames, declared_frames
 from .errors import BadInput
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -25,14 +24,17 @@ REMEDY = "Make a plain copy of it first: ffmpeg -i IN -c:v libx264 -crf 12 OUT.m
 
 # -- reading --------------------------------------------------------------------------------------------------------
 def read_clip(path: Path | str, *, frames: int | None = None, size: tuple[int, int] | None = None,
-              fps: float | None = None) -> np.ndarray:
+              fps: float | None = None, window: tuple[float, float] | None = None) -> np.ndarray:
     """A video file, an animated picture, a strip written by write_frames or a folder of pictures -> (F, H, W, 3) uint8.
 
     fps: take the frames nearest to this rate (default: every frame). frames: how many; with fps the first ones, without
     it evenly spaced over the whole clip. size: (H, W); the middle is cropped to this aspect, then resized.
+    window: (start, end) in seconds; what is shown before start, or from end on, is left out as if it were not there.
     Raises BadInput, naming the file, if it is missing, damaged, too short, or decodes to fewer frames than it declares.
     """
     path = Path(path)
+    if window and (path.is_dir() or path.suffix.lower() in ANIMATIONS | PICTURES):
+        raise BadInput(f"{path} has no time stamps, so nothing can be cut out of it by time", REMEDY)
     if path.is_dir():
         return read_images(_evenly(list_images(path), frames, path), size)
     if not path.is_file():
@@ -41,7 +43,7 @@ def read_clip(path: Path | str, *, frames: int | None = None, size: tuple[int, i
         pictures = _read_animation(path)
         pictures = pictures[_choose(len(pictures), None, frames, None, path)]
     else:
-        pictures = _read_decord(path, frames, fps)
+        pictures = _read_decord(path, frames, fps, window)
     return fit_size(pictures, size) if size else pictures
 
 
@@ -174,27 +176,31 @@ def _read_animation(path: Path) -> np.ndarray:
     return np.stack(np.split(frames[0], strip, 1) if strip > 1 else frames)
 
 
-def _read_decord(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
+def _read_decord(path: Path, frames: int | None, fps: float | None, window: tuple[float, float] | None) -> np.ndarray:
     """decord where it is installed and can read the file; else PyAV."""
     try:
         import decord
     except ImportError:
-        return _read_pyav(path, frames, fps)
+        return _read_pyav(path, frames, fps, window)
     decord.logging.set_level(decord.logging.FATAL)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         _all_there(path, len(reader), declared_frames(path))
-        chosen = _choose(len(reader), reader.get_avg_fps(), frames, fps, path)
-        return reader.get_batch(chosen).asnumpy()
+        inside = range(len(reader))
+        if window:
+            times = reader.get_frame_timestamp(inside)[:, 0]
+            inside = np.flatnonzero((times - times[0] >= window[0]) & (times - times[0] < window[1]))
+        chosen = _choose(len(inside), reader.get_avg_fps(), frames, fps, _part(path, window))
+        return reader.get_batch([inside[n] for n in chosen]).asnumpy()
     except (decord.DECORDError, RuntimeError):            # AV1, or damage: PyAV says which, and reads the former
-        return _read_pyav(path, frames, fps)
+        return _read_pyav(path, frames, fps, window)
 
 
-def _read_pyav(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
+def _read_pyav(path: Path, frames: int | None, fps: float | None, window: tuple[float, float] | None) -> np.ndarray:
     try:
         import av
     except ImportError as missing:
-        decoded, declared = _count(path), declared_frames(path)
+        decoded, declared = count_frames(path), declared_frames(path)
         if declared and decoded < declared:
             raise BadInput(f"{path} is damaged: decoded {decoded} of {declared} frames", REMEDY) from missing
         raise BadInput(f"{path} cannot be decoded here", f"Install PyAV (pip install av). Or: {REMEDY}") from missing
@@ -202,13 +208,30 @@ def _read_pyav(path: Path, frames: int | None, fps: float | None) -> np.ndarray:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or 0) or None
-            shown = [_upright(frame) for frame in container.decode(stream)]
-            declared = stream.frames or declared_frames(path)
+            shown = _decode(container, stream, window)
+            declared = None if window else stream.frames or declared_frames(path)
     except (av.error.FFmpegError, IndexError) as damage:
-        raise BadInput(f"{path} cannot be decoded: decoded {_count(path)} of {declared_frames(path)} frames ({damage})",
-                       REMEDY) from damage
-    _all_there(path, len(shown), declared)
-    return np.stack([shown[n] for n in _choose(len(shown), rate, frames, fps, path)])
+        raise BadInput(f"{path} cannot be decoded: decoded {count_frames(path)} of {declared_frames(path)} frames "
+                       f"({damage})", REMEDY) from damage
+    if not window:
+        _all_there(path, len(shown), declared)
+    return np.stack([shown[n] for n in _choose(len(shown), rate, frames, fps, _part(path, window))])
+
+
+def _decode(container, stream, window: tuple[float, float] | None) -> list[np.ndarray]:
+    """Every frame; or those of the window, from the key frame before it and no further than its end: what a window
+    needs of a video of hours fits into memory."""
+    if not window:
+        return [_upright(frame) for frame in container.decode(stream)]
+    begin = float((stream.start_time or 0) * stream.time_base)
+    container.seek(max(0, int((begin + window[0]) / stream.time_base)), stream=stream)
+    found = []
+    for frame in container.decode(stream):
+        if frame.time - begin >= window[1]:
+            break
+        if frame.time - begin >= window[0]:
+            found.append(_upright(frame))
+    return found
 
 
 def _upright(frame) -> np.ndarray:
@@ -216,7 +239,11 @@ def _upright(frame) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
 
 
-def _choose(there: int, rate: float | None, frames: int | None, fps: float | None, path: Path) -> list[int]:
+def _part(path: Path, window: tuple[float, float] | None) -> str:
+    return f"{path}, from {window[0]:g} s to {window[1]:g} s," if window else str(path)
+
+
+def _choose(there: int, rate: float | None, frames: int | None, fps: float | None, path: Path | str) -> list[int]:
     """Which of the `there` decoded frames answer to `frames` and `fps` (see read_clip)."""
     if not fps or not rate:
         return _evenly(list(range(there)), frames, path)
@@ -227,69 +254,16 @@ def _choose(there: int, rate: float | None, frames: int | None, fps: float | Non
     return chosen[:frames]
 
 
-def _evenly(items: list, frames: int | None, path: Path) -> list:
-    if frames and len(items) < frames:
-        raise BadInput(f"{path} holds {len(items)} frames, {frames} are needed", "Give a longer clip or fewer frames")
+def _evenly(items: list, frames: int | None, path: Path | str) -> list:
+    if len(items) < (frames or 1):
+        raise BadInput(f"{path} holds {len(items)} frames, {frames or 1} are needed",
+                       "Give a longer clip or fewer frames")
     return [items[round(k)] for k in np.linspace(0, len(items) - 1, frames)] if frames else items
 
 
 def _all_there(path: Path, decoded: int, declared: int | None) -> None:
     if decoded == 0 or (declared and decoded < declared):
         raise BadInput(f"{path} is damaged: decoded {decoded} of {declared} frames", REMEDY)
-
-
-# -- what a container declares --------------------------------------------------------------------------------------
-def declared_frames(path: Path | str) -> int | None:
-    """How many video frames the container says it holds: exact for mp4 and mov (the sample table), else what duration
-    and rate in the header give, less one for rounding; None where the header says nothing."""
-    path = Path(path)
-    with path.open("rb") as file:
-        if file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-            whole = [(0, path.stat().st_size)]
-            pictures = [track for track in _boxes(file, whole, b"moov", b"trak")
-                        if any(_word(file, lo + 8) == b"vide" for lo, _ in _boxes(file, [track], b"mdia", b"hdlr"))]
-            tables = _boxes(file, pictures, b"mdia", b"minf", b"stbl", b"stsz")
-            return max((int.from_bytes(_word(file, lo + 8), "big") for lo, _ in tables), default=0) or None
-    header = _ffmpeg("-i", str(path))
-    duration, rate = re.search(r"Duration: (\d+):(\d+):([\d.]+)", header), re.search(r"Video:.* ([\d.]+) fps", header)
-    if not duration or not rate:
-        return None
-    hours, minutes, seconds = map(float, duration.groups())
-    return int((3600 * hours + 60 * minutes + seconds) * float(rate[1]) + 0.01) - 1 or None
-
-
-def _boxes(file: BinaryIO, within: list[tuple[int, int]], *names: bytes) -> list[tuple[int, int]]:
-    """Bounds of the contents of every ISO box on this path of names, inside the given bounds (ISO 14496-12, 4.2)."""
-    found = []
-    for at, limit in within:
-        while at + 8 <= limit:
-            length, begin = int.from_bytes(_word(file, at), "big"), at + 8
-            if length == 1:
-                length, begin = int.from_bytes(file.read(12)[4:], "big"), at + 16
-            end = at + length if length else limit
-            if _word(file, at + 4) == names[0]:
-                found.append((begin, min(end, limit)))
-            if end <= at:
-                break
-            at = end
-    return _boxes(file, found, *names[1:]) if names[1:] else found
-
-
-def _word(file: BinaryIO, at: int) -> bytes:
-    file.seek(at)
-    return file.read(4)
-
-
-def _count(path: Path) -> int:
-    """Frames that ffmpeg can decode: only to say how bad the damage is."""
-    counts = re.findall(r"frame= *(\d+)", _ffmpeg("-i", str(path), "-map", "0:v:0", "-f", "null", "-"))
-    return int(counts[-1]) if counts else 0
-
-
-def _ffmpeg(*arguments: str) -> str:
-    """What ffmpeg (the one that imageio-ffmpeg brings along) says about a file; an error is an answer too."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
 
 
 def _sides(picture: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.report import Report, silent
-from ..core.train import Team
+from ..core.team import ALONE, Team
 from .sizes import SIZES, Size
 from .train_base import corpora, new_scheduler, redraw_words, train_base
 from .train_vae import train_vae
@@ -130,7 +130,7 @@ def _base(rank: int, args: argparse.Namespace, processes: int) -> None:
     size = replace(size, clips_per_step=args.clips or size.clips_per_step,
                    photos_per_step=args.photos or size.photos_per_step)
     photos_first = args.photos_first if args.photos_first is not None else 0 if shipped else size.photos_first
-    team = None
+    team = ALONE
     if processes > 1:
         torch.set_num_threads(1)
         args.out.mkdir(parents=True, exist_ok=True)

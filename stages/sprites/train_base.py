@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..core.report import Report
-from ..core.train import Team, fit
+from ..core.team import ALONE, Team
+from ..core.train import fit
 from .corpus import corpus
 from .optim import MuonAdamW
 from .sizes import MAX_WORDS, Size
@@ -236,7 +237,7 @@ class Objective:
 def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, seed: int, steps: int,
                workers: int, device: str, report: Report,
                start: tuple[UNet3DConditionModel, CLIPTextModel] | None = None,
-               rate: float = 4e-3, photos_first: int = 0, singles: int = 0, team: Team | None = None,
+               rate: float = 4e-3, photos_first: int = 0, singles: int = 0, team: Team = ALONE,
                save_every_seconds: float = 120.0):
     """-> (unet, text encoder) holding the moving average of the weights, and the curve. The first `photos_first` steps
     see photos only, three times as many (an eighth of the cost of a clip: words, shapes and places are learned there);
@@ -253,11 +254,15 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
         with_clips, one = step >= photos_first, step < photos_first + singles
         still, still_attention, _ = objective(photos, size.photos_per_step * (1 if with_clips else 3), generator)
         if not with_clips:
-            return dict(loss=still + ATTENTION * still_attention, photos=still, attention=still_attention)
+            return part(loss=still + ATTENTION * still_attention, photos=still, attention=still_attention)
         moving, attention, paths = objective(clips, size.clips_per_step, generator, rows=single if one else None,
                                              noisiest=1 / 3 if one else 1.0)
         loss = (0.4 * still + 0.6 * moving + ATTENTION * (0.4 * still_attention + 0.6 * attention) + PATHS * paths)
-        return dict(loss=loss, photos=still, clips=moving, attention=attention, paths=paths)
+        return part(loss=loss, photos=still, clips=moving, attention=attention, paths=paths)
+
+    def part(**losses: Tensor) -> dict[str, Tensor]:
+        """Each process draws a batch of its own: what counts is their mean, and what fit takes is a sum."""
+        return {name: value / team.size for name, value in losses.items()}
 
     named = {f"unet.{n}": p for n, p in unet.named_parameters()} | {f"text.{n}": p for n, p in text.named_parameters()}
     named |= {f"paths.{n}": p for n, p in objective.paths.heads.named_parameters()}
@@ -269,10 +274,9 @@ def train_base(size: Size, folder: Path, vae: AutoencoderKL, tokenizer: CLIPToke
         decay = min(EMA, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in named.values()], 1 - decay)
 
-    processes, rank = (team.size, team.rank) if team else (1, 0)
     curve = fit(named, losses_at, optimizer=MuonAdamW(named.values(), lr=rate, adam_lr=rate / 2, adam=first),
-                steps=steps, seed=seed + 1_000_003 * rank, checkpoints=folder / "base",
-                identity=f"base-{size.name}-{steps}-{seed}-{processes}", every_seconds=save_every_seconds,
+                steps=steps, seed=seed + 1_000_003 * team.rank, checkpoints=folder / "base",
+                identity=f"base-{size.name}-{steps}-{seed}-{team.size}", every_seconds=save_every_seconds,
                 buffers=average, after_step=average_step, team=team, report=report,
                 rate=lambda step: min(1.0, (step + 1) / 100) * min(1.0, (1 - step / steps) / 0.3))
     with torch.no_grad():

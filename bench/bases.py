@@ -1,0 +1,174 @@
+"""Bases of random weights in three sizes, and one step of every kind that the stages take: what is measured here.
+
+"full" is ZeroScope at 576x320x24: 1,411 M parameters. Random weights cost the same memory and time as learned ones.
+"""
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from stages.backbones.bases import SPRITES, Video, config
+from stages.backbones.unet3d import UNet3D
+from stages.core.collaborate import Branch, collaborative_step
+from stages.core.denoise import sites_of
+from stages.core.lora import Lora, branches, training
+from stages.fuse import Group, Teacher, fuse_loras
+from stages.learn_motion import learn_motion_tensors
+from stages.learn_subject import learn_subject_tensors
+from stages.options import FuseOptions, LearnMotionOptions, LearnSubjectOptions
+
+
+@dataclass(frozen=True)
+class Size:
+    """unet, vae, text: the parts' configs, where they differ from the libraries' defaults."""
+
+    video: Video
+    unet: dict
+    vae: dict
+    text: dict
+    rank: int = 32
+    length: int = 40                      # text tokens of a prompt
+
+SIZES = {
+    "tiny": Size(Video(4, 8, 32, 32),
+                 dict(sample_size=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
+                      down_block_types=("CrossAttnDownBlock3D",) * 2, up_block_types=("CrossAttnUpBlock3D",) * 2,
+                      cross_attention_dim=32, attention_head_dim=4),
+                 dict(block_out_channels=(8, 8, 16), norm_num_groups=4, layers_per_block=1, latent_channels=4,
+                      down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3),
+                 dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4), rank=4),
+    "mid": Size(Video(8, 8, 128, 192),
+                dict(sample_size=(16, 24), layers_per_block=1, block_out_channels=(64, 128, 256, 256),
+                     cross_attention_dim=256, attention_head_dim=32),
+                dict(block_out_channels=(32, 64, 64, 64), layers_per_block=1, latent_channels=4,
+                     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+                dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8), rank=16),
+    "full": Size(Video(24, 8, 320, 576),
+                 dict(sample_size=(40, 72)),
+                 dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+                      down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+                 dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                      vocab_size=49408), length=77),
+}
+
+
+def write(size: Size, folder: Path) -> Path:
+    """The folder of a base without its weights: configs, and the tokenizer and schedule of the built-in base."""
+    for part in ("tokenizer", "scheduler"):
+        shutil.copytree(SPRITES / part, folder / part)
+    (folder / "model_index.json").write_text("{}")
+    with torch.device("meta"):
+        UNet3DConditionModel(**size.unet).save_config(folder / "unet")
+        AutoencoderKL(**size.vae).save_config(folder / "vae")
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": size.length}))
+    CLIPTextConfig(**{"vocab_size": 300, **size.text}, max_position_embeddings=size.length, bos_token_id=0,
+                   eos_token_id=1, pad_token_id=1).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+class RandomBase(UNet3D):
+    """A base whose parts are filled with random numbers where another would read them."""
+
+    def __init__(self, size: Size, folder: Path, *, device: str = "cpu", dtype: str = "fp32", low_memory: bool = False):
+        super().__init__(folder, {}, name="random", revision="", licence="", video=size.video, device=device,
+                         dtype=dtype, low_memory=low_memory)
+        self.folder, self.rank, self.length = folder, size.rank, size.length
+
+    def _part(self, name: str, place: torch.device) -> nn.Module:
+        if name not in self._parts:
+            settings = config(self._folder, name)
+            before = torch.get_default_dtype()
+            try:
+                torch.set_default_dtype(self.dtype)
+                with torch.device("meta" if self.device.type == "meta" else place):
+                    self._parts[name] = _new(name, settings).eval().requires_grad_(False)
+            finally:
+                torch.set_default_dtype(before)
+        return self._parts[name]
+
+
+def _new(name: str, settings: dict) -> nn.Module:
+    if name == "text_encoder":
+        return CLIPTextModel(CLIPTextConfig(**settings))
+    return {"unet": UNet3DConditionModel, "vae": AutoencoderKL}[name].from_config(settings)
+
+
+# -- what a stage does over and over, two times: the optimizer's memory is there from the second step on -----------
+def learn_subject(backbone: RandomBase) -> None:
+    """L_sub on a photo and L_reg on a clip, with the gradient to the token through the text encoder."""
+    clips = [("a red circle", _latents(backbone)), ("a blue square", _latents(backbone))]
+    options = LearnSubjectOptions(steps=2, rank=backbone.rank)
+    learn_subject_tensors(backbone, _latents(backbone, 1), "toy", "square", clips, options)
+
+
+def learn_motion(backbone: RandomBase) -> None:
+    """The appearance-free target, and the step towards it."""
+    options = LearnMotionOptions(steps=2, rank=backbone.rank)
+    learn_motion_tensors(backbone, _latents(backbone), _vectors(backbone), _vectors(backbone), options)
+
+
+def fuse(backbone: RandomBase) -> None:
+    """L_fusion over two subjects, and L_attn of a composition at every layer."""
+    both = _vectors(backbone)
+    teachers = [Teacher(name, torch.empty(0), _lora(backbone, "subject"), both, _latents(backbone))
+                for name in ("dog", "toy")]
+    masks = torch.zeros(1, 2, backbone.frames, backbone.height, backbone.width)
+    group = Group(("dog", "toy"), _latents(backbone), masks, both, (range(2, 3), range(5, 6)))
+    fuse_loras(backbone, teachers, [group], FuseOptions(steps=2), report=lambda **facts: gc.collect())
+
+
+def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", steps: int = 2) -> None:
+    """Steps of Algorithm 1, both branches."""
+    both, empty, words = _vectors(backbone), _vectors(backbone), [range(2, 3), range(5, 6)]
+    cross, time = (sites_of(backbone, layers, kind, axis) for kind, axis in (("cross", "space"), ("self", "time")))
+    x = _latents(backbone)
+    with branches(backbone.denoiser, {who: _lora(backbone, who) for who in ("subject", "motion")}) as rows:
+        for _ in range(steps):
+            gc.collect()
+            x, _facts = collaborative_step(
+                backbone, rows, x, 500, 480, Branch(both, empty, words), Branch(both, empty, words, "motion"),
+                guidance_s=9.0, guidance_m=9.0, alpha_s=1.0, alpha_m=1.0, beta_s=0.5, beta_m=0.5, guided=guided,
+                sites_cross=cross, sites_time=time)
+
+
+def encode(backbone: RandomBase) -> None:
+    backbone.encode(np.zeros((1, backbone.frames, backbone.height, backbone.width, 3), np.uint8))
+
+
+def decode(backbone: RandomBase) -> None:
+    backbone.decode(_latents(backbone))
+
+
+STEPS: dict[str, Callable[[RandomBase], None]] = {
+    "learn-subject": learn_subject, "learn-motion": learn_motion, "fuse": fuse, "sample, unguided": sample,
+    "sample, guided": partial(sample, guided=True), "encode": encode, "decode": decode}
+
+
+def _latents(backbone: RandomBase, frames: int | None = None) -> Tensor:
+    return torch.randn(1, backbone.latent_channels, frames or backbone.frames, *backbone.latent_size,
+                       device=backbone.device, dtype=torch.promote_types(backbone.dtype, torch.float32))
+
+
+def _vectors(backbone: RandomBase) -> Tensor:
+    """A prompt, (1, L, D). The text encoder is not there when it was read before."""
+    return torch.randn(1, backbone.length, config(backbone.folder, "unet")["cross_attention_dim"],
+                       device=backbone.device, dtype=backbone.dtype)
+
+
+def _lora(backbone: RandomBase, who: str) -> Lora:
+    """One that changes something, as a stage would have left it."""
+    with training(backbone.denoiser, backbone.targets(who), backbone.rank, 1.0) as own:
+        lora = own.lora()
+    return Lora({name: 0.01 * torch.randn_like(tensor) for name, tensor in lora.tensors.items()}, 1.0, backbone.rank)

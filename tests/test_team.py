@@ -1,0 +1,247 @@
+"""Several processes on one run: the result of one process, to rounding, and no hanging when one of them ends early."""
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.core.errors import BadInput, Interrupted, NumericError, OutOfResources, UsageError
+from stages.core.report import ask_to_stop, asked_to_stop, clear_stop, silent
+from stages.core.team import ALONE, Team, devices_of, mean_over, on_devices
+from stages.core.train import fit
+from stages.core.workspace import Workspace
+
+ROUNDING = 1e-10                                                    # of float64
+LIMITS = {"fuse": 1e-9, "learn-motion": 1e-9, "invert": 1e-6, "learn-subject": 1e-6, "batch of one": 1e-6}
+STEPS, FEW = 4, 2                                                   # of the loop, of the stages
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+def _values() -> dict[str, torch.Tensor]:
+    return {name: torch.ones(3, dtype=torch.float64, requires_grad=name != "unused") for name in ("a", "b", "unused")}
+
+
+def _fit(team: Team, folder: Path | None = None, hook=lambda step: 1.0, stop=lambda: False) -> tuple[dict, list]:
+    """Five rows for `a`, and one term for `b`: whoever has the one has less of the other. `unused` gets no gradient."""
+    values, goal = _values(), torch.arange(3.0, dtype=torch.float64)
+    mine = team.deal({"rows": [1] * 5, "term": [3]})
+
+    def losses_at(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        noise = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        rows = mean_over(mine["rows"], (noise,), lambda x: ((values["a"] * x - goal) ** 2).mean() * hook(step))
+        term = mean_over(mine["term"], (goal[None],), lambda x: ((values["b"] - x) ** 4).mean())
+        return {"loss": rows + 0.5 * term, "rows": rows, "term": term}
+
+    curve = fit(values, losses_at, optimizer=torch.optim.AdamW(values.values(), lr=0.1, weight_decay=0.0), steps=STEPS,
+                seed=3, checkpoints=folder, identity="same", every_seconds=1e9, clip=0.5, stop=stop, team=team)
+    return {name: value.tolist() for name, value in values.items()}, curve
+
+
+def _fits(team: Team, folder: Path) -> dict[str, object]:
+    """What `fit` makes calmly; after SIGTERM to the last process and a resume; and whether NaN in it stops all."""
+    def terminate(step: int) -> float:
+        if step == 1 and team.rank == team.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    seen = {"calm": _fit(team)}
+    with pytest.raises(Interrupted, match="after step 2"):
+        _fit(team, folder / "stopped", terminate, asked_to_stop)
+    clear_stop()
+    assert [path.name for path in (folder / "stopped").iterdir()] == ["step-0000002.safetensors"]
+    seen["resumed"] = _fit(team, folder / "stopped")
+    with pytest.raises(NumericError, match="step 2 of 4"):
+        _fit(team, folder / "nan", lambda step: float("nan") if step == 2 and team.rank == team.size - 1 else 1.0)
+    assert [path.name for path in (folder / "nan").iterdir()] == ["step-0000002.safetensors"]
+    return seen
+
+
+# -- the stages --------------------------------------------------------------------------------------------------------
+def _stages(root: Path, report, **how) -> dict:
+    """The four stages that train, each from what stands in the project of the stages before it -> {stage: artefact}.
+    Rows are dealt unevenly: three photos and a clip, three noise levels, two subjects and a composition; and the
+    paper's batch of one photo, in float32."""
+    from test_stages import Middle
+
+    from stages import segmenters
+    from stages.core.workspace import Workspace
+    from stages.fuse import fuse
+    from stages.invert import invert
+    from stages.learn_motion import learn_motion
+    from stages.learn_subject import learn_subject
+
+    project = Workspace(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenters, "load", lambda name, **how: Middle())
+        made = {name: stage(project, first, _options(project, name, **WIDE[name]), dtype="fp64", force=True,
+                            report=report, **how)
+                for name, stage, first in (("fuse", fuse, ["toy", "dog"]), ("learn-motion", learn_motion, None),
+                                           ("invert", invert, None), ("learn-subject", learn_subject, "toy"))}
+        one = _options(project, "learn-subject", steps=FEW)
+        return {**made, "batch of one": learn_subject(project, "dog", one, force=True, report=report, **how)}
+
+
+WIDE = {"fuse": {"lambda_mix": 0.5, "videos": 3, "compositions": 2, "steps": FEW}, "learn-motion": {"batch": 3, "steps": FEW},
+        "invert": {"token_batch": 3, "token_steps": FEW}, "learn-subject": {"batch": 3, "steps": FEW}}
+
+
+def _options(project, stage: str, **changed):
+    from stages.options import resolve
+
+    return replace(resolve(stage, project.settings), **changed)
+
+
+@on_devices
+def _everything(folder: Path, *, device: str, report, team: Team) -> tuple[dict, dict]:
+    return _fits(team, folder), _stages(folder, report, device=device, team=team)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, base_folder):
+    """The same by one process and by two: ({stage: artefact}, rows of the curves, all that was reported), and `fit`."""
+    from test_stages import make_project
+
+    from stages.invert import invert
+    from stages.learn_motion import learn_motion
+    from stages.learn_subject import learn_subject
+    from stages.segment import segment
+
+    one, two = (tmp_path_factory.mktemp("team") / name for name in ("one", "two"))
+    project = make_project(one, base_folder, ("toy", "dog"))
+    segment(project)
+    invert(project, None, _options(project, "invert", token_steps=1, inversion_steps=1))
+    for name in ("toy", "dog"):
+        learn_subject(project, name, _options(project, "learn-subject", steps=1, lambda1=0))
+    shutil.copytree(one, two)
+    told, told_two = [], []
+    stages = _stages(one, lambda **facts: told.append(facts))
+    begun = Workspace(two)
+    try:                                                            # one process begins what two will end
+        with pytest.raises(Interrupted, match="after step 1"):
+            learn_motion(begun, None, _options(begun, "learn-motion", **WIDE["learn-motion"]), dtype="fp64", force=True,
+                         report=lambda **facts: facts.get("step") == 1 and ask_to_stop())
+    finally:
+        clear_stop()
+    fits, stages_two = _everything(two, device="cpu,cpu", report=lambda **facts: told_two.append(facts))
+    return {"one": (stages, told), "two": (stages_two, told_two), "fits": fits}
+
+
+def test_the_loop_makes_the_same(both):
+    values, curve = _fit(ALONE)
+    for how in ("calm", "resumed"):
+        values_two, curve_two = both["fits"][how]
+        for name in values:
+            assert values_two[name] == pytest.approx(values[name], abs=ROUNDING)
+        assert values_two["unused"] == [1, 1, 1] and 1 not in values_two["b"]
+        for row, row_two in zip(curve, curve_two, strict=True):
+            assert row_two == pytest.approx(row, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("stage, limit", LIMITS.items())
+def test_a_stage_makes_the_same(both, stage, limit):
+    found = [_tensors(both[run][0][stage].folder) for run in ("one", "two")]
+    assert found[0] and set(found[0]) == set(found[1])
+    assert max(float((found[0][key].double() - found[1][key]).abs().max()) for key in found[0]) < limit
+    assert both["two"][0][stage].made
+
+
+def test_the_reported_losses_are_those_of_the_whole(both):
+    one, two = ([facts for facts in both[run][1] if "loss" in facts] for run in ("one", "two"))
+    del one[FEW]                                            # the step of learn-motion that was done before
+    for row, row_two in zip(one, two, strict=True):
+        assert row_two == pytest.approx(row, rel=1e-5)
+
+
+def test_two_go_on_where_one_stopped_and_only_the_first_is_heard(both):
+    notes = [facts["note"] for facts in both["two"][1] if "note" in facts]
+    assert "going on from step 1" in notes and len(notes) == len(set(notes))
+
+
+def test_nothing_is_left_behind(both):
+    root = both["two"][0]["fuse"].folder.parents[1]
+    assert not [path for path in (root / ".partial").rglob("*") if path.is_file()]
+    assert len(list((root / ".cache/auxiliary").rglob("*.safetensors"))) == 4          # two in each dtype, by both
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of every safetensors file that an artefact left."""
+    return {f"{path.name}/{key}": value for path in folder.glob("*.safetensors")
+            for key, value in load_file(path).items()}
+
+
+# -- one device, and what is refused -----------------------------------------------------------------------------------
+def test_one_device_is_no_team(tmp_path):
+    assert on_devices(lambda **how: how)(device="cpu") == {"device": "cpu", "report": silent}
+
+
+def test_every_stage_that_trains_takes_devices_and_refuses_them_where_they_cannot_help(tmp_path, base_folder):
+    from stages.fuse import fuse
+    from stages.invert import invert
+    from stages.learn_motion import learn_motion
+    from stages.learn_subject import learn_subject
+
+    for stage in (fuse, invert, learn_motion, learn_subject):
+        with pytest.raises(UsageError, match="cuda:0 is named twice"):
+            stage(None, None, device="cuda:0,cuda")
+    with pytest.raises(UsageError, match="cannot train together"):
+        devices_of("cpu,cuda:0")
+    with pytest.raises(UsageError, match="a step of learn-motion has 1 part to share out, too few for 2 devices"):
+        _first_of(2).require(1, "learn-motion")
+
+
+def _first_of(size: int, rank: int = 0) -> Team:
+    team = Team(rank)
+    team.size = size
+    return team
+
+
+def test_the_dearest_row_goes_first_and_every_row_to_one():
+    costs = {"L_sub": [1, 1, 1], "L_reg": [4]}
+    assert ALONE.deal(costs) == {"L_sub": [0, 1, 2], "L_reg": [0]}
+    assert [_first_of(2, rank).deal(costs) for rank in (0, 1)] == [
+        {"L_sub": [], "L_reg": [0]}, {"L_sub": [0, 1, 2], "L_reg": []}]
+    dealt = [_first_of(3, rank).deal({"x": [1] * 8})["x"] for rank in range(3)]
+    assert sorted(sum(dealt, [])) == list(range(8)) and max(map(len, dealt)) == 3
+
+
+# -- one of them ends early --------------------------------------------------------------------------------------------
+@on_devices
+def _one_ends(how: str, *, device: str, report, team: Team) -> None:
+    """The last process fails or dies; the first one waits for it."""
+    if team.main:
+        team.wait()
+    if how == "fails":
+        raise BadInput("the clip is empty", "choose another")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how, error, text", [("fails", BadInput, "the clip is empty. choose another"),
+                                              ("dies", OutOfResources, "the process on cpu was killed")])
+def test_one_that_ends_early_ends_all_with_its_error(how, error, text):
+    started = time.monotonic()
+    with pytest.raises(error, match=text):
+        _one_ends(how, device="cpu,cpu")
+    assert time.monotonic() - started < 60
+
+
+@on_devices
+def _until_stopped(folder: Path, *, device: str, report, team: Team) -> None:
+    report(note="at work")
+    for _ in range(1200):
+        if asked_to_stop():
+            (folder / str(team.rank)).touch()
+            raise Interrupted("stopped")
+        time.sleep(0.05)
+
+
+def test_ctrl_c_lets_all_come_to_their_end(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _until_stopped(tmp_path, device="cpu,cpu", report=lambda **facts: signal.raise_signal(signal.SIGINT))
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}

@@ -1,0 +1,62 @@
+"""What comes in from elsewhere and what goes out: `videomage fetch` and `videomage export`. Imports no torch."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.core.errors import UsageError
+from stages.core.workspace import Workspace
+
+from . import console
+from .flags import Json, Project
+
+
+def fetch(base: Annotated[str | None, typer.Argument(
+        help="zeroscope, modelscope, owner/name of the hub, or a folder to convert. Default: the project's base.",
+        show_default=False)] = None, folder: Project = Path(), convert: Annotated[bool, typer.Option(
+            "--convert", help="Turn pickled weights into safetensors, once, in a process of its own.")] = False,
+        out: Annotated[Path | None, typer.Option(
+            help="Where the converted base goes. Default: where its name finds it; of a folder, beside it.",
+            show_default=False)] = None) -> None:
+    """Download a base from the hub, after saying its licence and size. No other command downloads anything."""
+    with console.guarded():
+        from stages.backbones import fetch as hub
+        from stages.backbones import on_hub, terms
+
+        base = base or Workspace(folder).settings.base
+        if out and not convert:
+            raise UsageError("--out without --convert", "what is downloaded lies in the hub's cache: set HF_HOME")
+        if not on_hub(base) and not convert:
+            raise UsageError(f"the base '{base}' is not one of the hub", "there is nothing to fetch")
+        console.say(f"the base {base}: {terms(base)}")
+        with console.Talk("fetch") as report:
+            made = hub.fetch(base, convert=convert, out=out, report=report)
+        if out or not on_hub(base):
+            console.say(f"to use it: videomage init --base {made}")
+        console.out(str(made))
+
+
+def export(name: Annotated[str, typer.Argument(
+        metavar="LORA", help="A subject (toy), several fused (dog+toy), a motion, or the file of a LoRA or token.")],
+        form: Annotated[str, typer.Option("--format", help="peft, diffusers or kohya.")] = "diffusers",
+        out: Annotated[Path | None, typer.Option(
+            help="The folder to write. Default: exports/LORA-FORMAT in the project.", show_default=False)] = None,
+        folder: Project = Path(), json: Json = False, force: Annotated[bool, typer.Option(
+            "--force", help="Replace files that are there.")] = False) -> None:
+    """Write a LoRA and its tokens as files that other programs open: PEFT, diffusers, or what reads kohya's format."""
+    with console.guarded():
+        from stages.export import export as write
+        from stages.export import files_of
+
+        if Path(name).is_file():
+            sources, out = [Path(name)], out or Path(f"{Path(name).stem}-{form}")
+        else:
+            project = Workspace(folder)
+            sources, out = files_of(project, name), out or project.root / "exports" / f"{name}-{form}"
+        files = write(sources, out, form, force=force)
+        if json:
+            return console.out_json({"folder": out, "files": files})
+        console.out(str(out))
+    return None
