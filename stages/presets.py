@@ -1,6 +1,7 @@
 """What a base needs otherwise than the paper's ZeroScope, each value with its reason. Nothing else knows these numbers.
 
-PRESETS[base][stage][option] = (value, reason). The values of options.py hold where nothing stands here.
+PRESETS[base][stage][option] = (value, reason). The values of options.py hold where nothing stands here: they are the
+paper's, for zeroscope, and what modelscope and every other base starts from.
 """
 from __future__ import annotations
 

@@ -374,3 +374,41 @@ def test_only_the_conversion_reads_pickles():
     assert readers == ["convert.py"]
     assert "weights_only=True" in sources[root / "stages" / "backbones" / "convert.py"]
     assert not any(re.search(r"import convert\b|trust_remote_code", text) for text in sources.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux' own account of memory")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_no_weight_is_held_twice(zeroscope, tmp_path, dtype):
+    """Memory of the process's own while 39 M weights are read, of float16 files: that of the weights as they shall be
+    and a little. (The files' pages, which the system may drop at any time, are not of its own.)"""
+    import gc
+
+    from diffusers import UNet3DConditionModel
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(zeroscope, tmp_path / "larger")
+    with torch.device("meta"):
+        unet = UNet3DConditionModel(block_out_channels=(64, 128, 192, 192), cross_attention_dim=32, norm_num_groups=16)
+    unet.save_config(folder / "unet")
+    save_file({name: torch.full(p.shape, 0.01, dtype=torch.float16) for name, p in unet.state_dict().items()},
+              folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+    def own() -> int:
+        return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines()
+                    if line.startswith("RssAnon"))
+
+    base = load(str(folder), dtype=dtype)
+    gc.collect()
+    before, peak, over = own(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            peak[0] = max(peak[0], own())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    weights = sum(p.nbytes for p in base.denoiser.parameters())
+    over.set()
+    watcher.join()
+    assert weights > 5e7 and peak[0] - before < 1.25 * weights, (weights, peak[0] - before)
