@@ -189,6 +189,13 @@ def test_the_example_is_what_it_says(backbone, base_folder, loras, exported, mon
     assert read_clip(tmp_path / "toy.mp4").shape == ours.shape
 
 
+def test_the_readme_shows_the_example():
+    root = Path(__file__).parent.parent
+    core = (root / "examples/in_diffusers.py").read_text(encoding="utf-8").split("# -- the ten lines")[1]
+    lines = core.replace("  # noqa: E402", "").strip().splitlines()[1:]
+    assert "\n".join(lines).strip() in (root / "README.md").read_text(encoding="utf-8")
+
+
 # -- kohya -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
 def test_lycoris_loads_the_kohya_file(backbone, base_folder, loras, ours, exported, monkeypatch, kind):

@@ -68,7 +68,7 @@ def _fits(team: Team, folder: Path) -> dict[str, object]:
 # -- the stages --------------------------------------------------------------------------------------------------------
 def _stages(root: Path, report, **how) -> dict:
     """The four stages that train, each from what stands in the project of the stages before it -> {stage: artefact}.
-    Rows are dealt unevenly: three photos and a clip, three noise levels, two subjects and a composition; and the
+    Rows are dealt unevenly: five photos and a clip, three noise levels, two subjects and a composition; and the
     paper's batch of one photo, in float32."""
     from test_stages import Middle
 
@@ -91,7 +91,8 @@ def _stages(root: Path, report, **how) -> dict:
 
 
 WIDE = {"fuse": {"lambda_mix": 0.5, "videos": 3, "compositions": 2, "steps": FEW},
-        "learn-motion": {"batch": 3, "steps": FEW}, "invert": {"token_batch": 3, "token_steps": FEW}, "learn-subject": {"batch": 3, "steps": FEW}}
+        "learn-motion": {"batch": 3, "steps": FEW}, "invert": {"token_batch": 3, "token_steps": FEW},
+        "learn-subject": {"batch": 5, "steps": FEW}}
 
 
 def _options(project, stage: str, **changed):
@@ -233,9 +234,9 @@ def test_one_that_is_killed_is_told_of():
     ours, theirs = zip(*(SPAWN.Pipe(duplex=False) for _ in range(2)))
     processes = [SPAWN.Process(target=time.sleep, args=(600,)), SPAWN.Process(target=signal.raise_signal, args=(9,))]
     try:
-        for process, end in zip(processes, theirs):
+        for process in processes:
             process.start()
-            end.close()
+        theirs[1].close()                                            # as its death closes it
         ends = _watch(dict(zip(ours, processes)), ["cuda:0", "cuda:1"], SPAWN.Event(), silent)
         assert processes[0].is_alive() and ends[0].error is None
         with pytest.raises(OutOfResources, match="the process on cuda:1 was killed"):

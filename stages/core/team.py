@@ -250,7 +250,7 @@ def _receive(pipe, process, device: str) -> _End | dict:
     try:
         return pipe.recv()
     except (EOFError, OSError):
-        process.join()
+        process.join(GRACE_SECONDS)
         if process.exitcode == -signal.SIGKILL:
             return _End(error=OutOfResources(f"the process on {device} was killed, most likely because memory ran out",
                                              "use fewer --devices, a smaller --batch, or --dtype bf16"))
