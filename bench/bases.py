@@ -8,7 +8,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from stages.backbones.bases import SPRITES, Video, config
+from stages.backbones.cost import estimate
 from stages.backbones.unet3d import UNet3D
 from stages.core.collaborate import Branch, collaborative_step
 from stages.core.denoise import sites_of
-from stages.core.lora import Lora, branches, training
+from stages.core.lora import Lora, branches
 from stages.fuse import Group, Teacher, fuse_loras
 from stages.learn_motion import learn_motion_tensors
 from stages.learn_subject import learn_subject_tensors
-from stages.options import FuseOptions, LearnMotionOptions, LearnSubjectOptions
+from stages.options import OPTIONS, FuseOptions, LearnMotionOptions, LearnSubjectOptions
+
+RANK = 32                                 # of the LoRAs that fuse and sample read
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Size:
     text: dict
     rank: int = 32
     length: int = 40                      # text tokens of a prompt
+
 
 SIZES = {
     "tiny": Size(Video(4, 8, 32, 32),
@@ -71,8 +75,8 @@ def write(size: Size, folder: Path) -> Path:
     with torch.device("meta"):
         UNet3DConditionModel(**size.unet).save_config(folder / "unet")
         AutoencoderKL(**size.vae).save_config(folder / "vae")
-    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": size.length}))
+    tokenizer = folder / "tokenizer" / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": size.length}))
     CLIPTextConfig(**{"vocab_size": 300, **size.text}, max_position_embeddings=size.length, bos_token_id=0,
                    eos_token_id=1, pad_token_id=1).save_pretrained(folder / "text_encoder")
     return folder
@@ -144,16 +148,48 @@ def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", step
 
 
 def encode(backbone: RandomBase) -> None:
+    """A whole clip, before the denoiser is read."""
     backbone.encode(np.zeros((1, backbone.frames, backbone.height, backbone.width, 3), np.uint8))
 
 
 def decode(backbone: RandomBase) -> None:
+    """After sampling, with the denoiser in its place."""
     backbone.decode(_latents(backbone))
 
 
-STEPS: dict[str, Callable[[RandomBase], None]] = {
-    "learn-subject": learn_subject, "learn-motion": learn_motion, "fuse": fuse, "sample, unguided": sample,
-    "sample, guided": partial(sample, guided=True), "encode": encode, "decode": decode}
+@dataclass(frozen=True)
+class Step:
+    """run: the step. stage, phase: where cost.py estimates it. parts: of the base that are there."""
+
+    run: Callable[[RandomBase], None]
+    stage: str
+    phase: str
+    parts: tuple[str, ...] = ("unet",)
+
+
+STEPS = {
+    "learn-subject": Step(learn_subject, "learn-subject", "learning", ("unet", "text_encoder")),
+    "learn-motion": Step(learn_motion, "learn-motion", "learning"),
+    "fuse": Step(fuse, "fuse", "learning"),
+    "sample, unguided": Step(sample, "sample", "sampling"),
+    "sample, guided": Step(partial(sample, guided=True), "sample", "guiding"),
+    "encode": Step(encode, "learn-motion", "encoding", ("vae",)),
+    "decode": Step(decode, "sample", "decoding", ("unet", "vae")),
+}
+
+
+def expected(name: str, size: Size, folder: Path, dtype: str, low_memory: bool) -> int:
+    """Bytes that cost.py estimates for a step."""
+    step, video = STEPS[name], size.video
+    options = OPTIONS[step.stage]()
+    if "learn" in step.stage:
+        options = replace(options, rank=size.rank)
+    if name == "sample, unguided":
+        options = replace(options, tau=0)
+    found = estimate(folder, step.stage, options, frames=video.frames, height=video.height, width=video.width,
+                     dtype=dtype, low_memory=low_memory)
+    phases = [step.phase, "sampling"] if name == "sample, guided" else [step.phase]
+    return max(found.phases[phase] for phase in phases)
 
 
 def _latents(backbone: RandomBase, frames: int | None = None) -> Tensor:
@@ -168,7 +204,10 @@ def _vectors(backbone: RandomBase) -> Tensor:
 
 
 def _lora(backbone: RandomBase, who: str) -> Lora:
-    """One that changes something, as a stage would have left it."""
-    with training(backbone.denoiser, backbone.targets(who), backbone.rank, 1.0) as own:
-        lora = own.lora()
-    return Lora({name: 0.01 * torch.randn_like(tensor) for name, tensor in lora.tensors.items()}, 1.0, backbone.rank)
+    """One that changes something, of the default rank, as a stage would have left it in a file."""
+    tensors = {}
+    for path in backbone.targets(who):
+        layer = backbone.denoiser.get_submodule(path)
+        tensors[f"{path}.lora_A.weight"] = 0.1 * torch.randn(RANK, layer.in_features)
+        tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, RANK)
+    return Lora(tensors, RANK, RANK)

@@ -79,9 +79,11 @@ def span(seconds: float) -> str:
 
 def sentence(found: Estimate) -> str:
     """"about 9.1 GiB (within 15 %), 5 min (between half and twice that)"."""
-    time = "" if found.seconds is None else (f", about {span(found.seconds)} (between {span(found.seconds / found.seconds_error)}"
-                                             f" and {span(found.seconds * found.seconds_error)})")
-    return f"memory at its peak about {gib(found.peak_bytes)} (within {found.error:.0%}){time}"
+    memory = f"memory at its peak about {gib(found.peak_bytes)} (within {found.error:.0%})"
+    if found.seconds is None:
+        return memory
+    least, most = found.seconds / found.seconds_error, found.seconds * found.seconds_error
+    return f"{memory}, about {span(found.seconds)} (between {span(least)} and {span(most)})"
 
 
 def advice(setting: Setting, limit: int = 4) -> str:

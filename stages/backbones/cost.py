@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from . import blocks as shapes
 from .bases import config
 from .blocks import Block
+from .walks import LEARNS, learning, passing, until, watched
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 MEMORY_ERROR = 0.15       # of the estimate, either way, against counted bytes (bench/memory.py)
 TIME_ERROR = 2.0          # a factor, either way
-EFFICIENCY = {"cpu": 0.5, "cuda": 0.5}   # share of a large product's arithmetic per second that a network reaches
+EFFICIENCY = 0.45         # of a large product's operations per second: measured on a CPU, 0.41 to 0.52; taken for all
 _BACKWARD = 1.1           # backward to the inputs of a frozen network, in forwards (measured)
 _ADAPTER = 16             # bytes of a LoRA's parameter that learns: itself, gradient, two moments, float32 each
+_RANK = 32                # of the LoRAs that a stage reads, of which the configs say nothing: the default
+_PREVIEW_STEPS = 50       # DDIM steps of what other stages' options decide
 _CHUNK = 16               # frames through the autoencoder at a time, as in unet3d.py
 
 
@@ -42,7 +45,7 @@ class Estimate:
     flops: float
 
 
-class Base:
+class _Base:
     """A base's networks by shape. frames, height, width: of a video; rank: of its LoRAs."""
 
     def __init__(self, folder: Path, *, frames: int, height: int, width: int, dtype: str, low_memory: bool) -> None:
@@ -72,7 +75,7 @@ class Base:
 
     def adapted(self, who: str) -> int:
         """Parameters per rank of a LoRA for "subject" (space) or "motion" (time)."""
-        return sum(b.adapted(1) for b in self.blocks() if b.kind == _LEARNS[who])
+        return sum(b.adapted(1) for b in self.blocks() if b.kind == LEARNS[who])
 
     # -------------------------------------------------------------------------------------------------------- phases
     def _pictures(self, pictures: int, down: bool) -> list[Block]:
@@ -80,11 +83,26 @@ class Base:
 
     def pictures(self, *, down: bool) -> int:
         """Encoding (down) or decoding a video."""
-        return round(passing(self._pictures(1 if self.low else min(_CHUNK, self.frames), down), self.s))
+        count = 1 if self.low else min(_CHUNK, self.frames)
+        pixels = 2 * 3 * count * math.prod(self.size) * self.s                         # before and after
+        return round(passing(self._pictures(count, down), self.s) + pixels)
 
-    def reading(self) -> int:
-        """One prompt through the text encoder, without gradients."""
-        return self.tokens * (6 * self.text["hidden_size"] + 2 * self.text["intermediate_size"]) * self.s
+    def reading(self, rows: int = 1) -> int:
+        """What the text encoder keeps of prompts, for the way back to a token."""
+        layer = 10 * self.text["hidden_size"] + 2 * self.text["intermediate_size"]
+        return rows * self.tokens * layer * self.text["num_hidden_layers"] * self.s
+
+    def forward(self, frames: int | None = None) -> float:
+        """Operations of one row."""
+        return sum(b.flops for b in self.blocks(1, frames))
+
+    def there_and_back(self, flops: float) -> float:
+        """Operations of a forward and its backward; the forward is computed twice where memory is low."""
+        return flops * (1 + _BACKWARD + self.low)
+
+    def translated(self, *, down: bool) -> float:
+        """Operations of a video's way through the autoencoder."""
+        return self.frames * sum(b.flops for b in self._pictures(1, down))
 
     def sampling(self, rows: int) -> int:
         """A forward of so many rows without gradients, each under a LoRA; row by row where memory is low."""
@@ -98,69 +116,133 @@ class Base:
         first = until(self.blocks(1 if self.low else 2), where)
         chosen = watched(until(self.blocks(), where), where)
         peak, kept = learning(first, self.s, "inputs", 0, low=self.low)
-        maps = sum(2 * b.maps() + (b.maps() if b.kind == "time" else 0) for b in chosen)       # and their differences
-        return round(peak + maps + (kept if self.low else sum(2 * b.read_out(self.s) for b in chosen)))
+        differences = sum(b.maps() for b in chosen if b.kind == "time")
+        return round(peak + (kept if self.low else 0) + differences + self.watching(chosen, 2))
+
+    def watching(self, chosen: Sequence[Block], rows: int) -> float:
+        """Maps of so many rows that wait for a gradient, and what theirs needs."""
+        maps = rows * sum(b.maps() for b in chosen)
+        if not self.low:
+            return maps + rows * sum(b.read_out(self.s) for b in chosen)
+        return maps + sum(b.maps() for b in chosen) + max((b.maps() + b.read_out(self.s) for b in chosen), default=0)
 
 
-_LEARNS = {"subject": "space", "motion": "time", "inputs": "none"}
+Phases = dict[str, float]
 
 
-def until(blocks: Sequence[Block], where: str) -> list[Block]:
-    """As far as the last watched block (attention.choose's `where`)."""
-    last = max((index for index, block in enumerate(blocks) if block.maps() and _within(block, where)),
-               default=len(blocks) - 1)
-    return list(blocks[:last + 1])
+def _invert(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+    text = base.text_bytes if o.token_steps else 0         # it stays on the device once a token has been learned
+    peak, kept = base.learning("inputs", o.token_batch, 0, 1)
+    walk = o.inversion_steps * (1 + o.inversion_refine)
+    flops = (o.token_steps * count * o.token_batch * base.there_and_back(base.forward(1))
+             + (walk + 2 * o.inversion_steps) * base.forward())
+    return {"encoding": base.unet_bytes + text + base.vae_bytes + base.pictures(down=True),
+            "tokens": base.unet_bytes + text + (count - 1) * kept + peak + base.reading(count),
+            "inversion": base.unet_bytes + text + base.sampling(2),
+            "decoding": base.unet_bytes + text + base.vae_bytes + base.pictures(down=False)}, flops
 
 
-def watched(blocks: Sequence[Block], where: str) -> list[Block]:
-    """The blocks whose maps are watched."""
-    return [block for block in blocks if block.maps() and ("," not in where or _within(block, where))]
+def _learn_subject(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+    held = base.unet_bytes + base.text_bytes + _ADAPTER * o.rank * base.adapted("subject")
+    peak, kept = base.learning("subject", o.batch, o.rank, 1)
+    flops, draws = o.batch * base.forward(1), o.steps // o.preview_every if o.preview_every else 1
+    if o.lambda1:
+        regular, _ = base.learning("subject", 1, o.rank)
+        peak, flops = max(peak, kept + regular), flops + base.forward()
+        draws += 0 if o.auxiliary else o.auxiliary_count
+    return {"encoding": base.vae_bytes + base.pictures(down=True),
+            "drawing": held + base.sampling(2),
+            "learning": held + peak + base.reading(),
+            "decoding": held + base.vae_bytes + base.pictures(down=False)}, \
+        o.steps * base.there_and_back(flops) + draws * 2 * o.video_steps * base.forward()
 
 
-def _within(block: Block, where: str) -> bool:
-    names = [name for name in where.replace(" ", "").split(",") if name]
-    return "all" in names or any(block.name.startswith(name) or name.startswith(block.name + ".") for name in names)
+def _learn_motion(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+    held = base.unet_bytes + _ADAPTER * o.rank * base.adapted("motion")
+    step = o.batch * (base.there_and_back(base.forward()) + (base.forward() if o.w else 0))
+    return {"encoding": base.vae_bytes + base.pictures(down=True),
+            "learning": held + base.learning("motion", o.batch, o.rank)[0],
+            "previews": held + base.sampling(2),
+            "decoding": held + base.vae_bytes + base.pictures(down=False)}, \
+        o.steps * step + 3 * 2 * _PREVIEW_STEPS * base.forward()
 
 
-def passing(blocks: Sequence[Block], s: int, *, hooked: bool = False) -> float:
-    """The most that is alive in a forward without gradients."""
-    skips: list[float] = []
-    waiting, group, peak, before, entered = 0.0, "", 0.0, 0.0, 0.0
-    for block in blocks:
-        first = block.name != group
-        if first:                      # what entered a part of the network, and the skips it reads, are held to its end
-            group, waiting, entered = block.name, 0.0, 0.0 if skips and before == skips[-1] else before
-        own = block.c_in * block.cells * s
-        if block.extra:
-            own -= block.extra * block.cells * s
-            waiting += skips.pop()
-        if skips and own == skips[-1]:
-            own = 0                                                      # the skip itself
-        held = sum(skips) + waiting + (0 if first else entered)
-        peak = max(peak, held + own + block.working(s, hooked=hooked))
-        before = block.output(s)
-        if block.skip:
-            skips.append(before)
-    return peak
+def _fuse(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+    rows, rank = o.batch * (1 if o.teachers == "turns" else count), count * _RANK
+    held = base.unet_bytes + (_ADAPTER * rank + count * _RANK * base.s) * base.adapted("subject")
+    peak, kept = base.learning("subject", rows, rank)
+    step = rows * (base.forward() + base.there_and_back(base.forward()))
+    if o.lambda2 or o.lambda_mix:
+        mixed = base.blocks() if o.lambda_mix else until(base.blocks(), o.layers, ("space",))
+        maps = base.watching(watched(until(base.blocks(), o.layers, ("space",)), o.layers, ("space",)), 1)
+        peak = max(peak, kept + maps + learning(mixed, base.s, "subject", rank, low=base.low)[0])
+        step += base.there_and_back(sum(b.flops for b in mixed))
+    return {"drawing": base.unet_bytes + _RANK * base.s * base.adapted("subject") + base.sampling(2),
+            "encoding": base.unet_bytes + base.vae_bytes + base.pictures(down=True),
+            "learning": held + peak,
+            "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}, \
+        o.steps * step + count * o.videos * 2 * o.video_steps * base.forward()
 
 
-def learning(blocks: Sequence[Block], s: int, who: str, rank: int, *, low: bool) -> tuple[float, float]:
-    """(peak, kept): the most that is alive in a forward and its backward, and what waits between them. who: whose LoRA
-    learns, "subject" or "motion"; "inputs": the gradient goes to the input through frozen LoRAs."""
-    modes = ["learned" if block.kind == _LEARNS[who] else "frozen" for block in blocks]
-    start = modes.index("learned") if who != "inputs" else 0             # before it nothing needs a gradient
-    live, kept_of = sum(b.output(s) for b in blocks[:start] if b.skip), []
-    for block, mode in list(zip(blocks, modes))[start:]:
-        whole = block.kept(s, mode, rank)
-        kept_of.append(block.c_in * block.cells * s if low and block.kind != "edge" else whole)
-    kept, peak, pending = live + sum(kept_of), 0.0, []
-    alive = kept
-    for block, mode, own in reversed(list(zip(blocks[start:], modes[start:], kept_of))):
-        if block.skip and pending:
-            pending.pop()
-        again = block.kept(s, mode, rank) if low and block.kind != "edge" else 0
-        peak = max(peak, alive + again + block.turning(s, mode) + sum(pending))
-        alive -= own
-        if block.extra:
-            pending.append(block.extra * block.cells * s)
-    return peak, kept
+def _sample(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+    both = o.branches == "auto"
+    loras = _RANK * base.s * (base.adapted("subject") + base.adapted("motion"))
+    together = min(o.steps, o.steps if o.motion_steps is None else o.motion_steps) if both else 0
+    guided = min(o.tau, together)
+    held, chosen = base.unet_bytes + loras, watched(until(base.blocks(), o.layers), o.layers)
+    measured = (2 if base.low else 4) * sum(b.maps() for b in chosen) if guided else 0
+    phases = {"sampling": held + base.sampling(4 if both else 2) + measured,
+              "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}
+    flops = 2 * (o.steps + together) * base.forward() + base.translated(down=False)
+    if guided:
+        phases["guiding"] = held + base.guiding(o.layers)
+        flops += guided * 2 * base.there_and_back(sum(b.flops for b in until(base.blocks(), o.layers)))
+    if o.inverted == "cast":
+        phases["encoding"] = base.unet_bytes + base.vae_bytes + base.pictures(down=True)
+        flops += _PREVIEW_STEPS * base.forward()
+    return phases, count * o.count * flops
+
+
+STAGES = {"invert": _invert, "learn-subject": _learn_subject, "learn-motion": _learn_motion, "fuse": _fuse,
+          "sample": _sample}
+
+
+def estimate(folder: Path, stage: str, options: Options, *, frames: int, height: int, width: int, dtype: str,
+             low_memory: bool, throughput: float | None = None, count: int | None = None) -> Estimate:
+    """What a stage will need on the device for one artefact, as unet3d.UNet3D keeps the parts of the base there.
+
+    folder: of the base; only its configs are read. frames, height, width: of its videos, in pixels. throughput:
+    floating point operations per second of the device (`throughput`), None: no time. count: the actors of `invert`, the
+    subjects of `fuse` (2 each), or the prompts of `sample` (1). The LoRAs that fuse and sample read are taken to be of
+    the default rank. Raises ValueError for a stage without a network of the base, BadInput for a damaged config.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"'{stage}' has no estimate; known are {', '.join(STAGES)}")
+    frames = getattr(options, "frames", None) or frames
+    base = _Base(folder, frames=frames, height=height, width=width, dtype=dtype, low_memory=low_memory)
+    phases, flops = STAGES[stage](base, options, count or (1 if stage == "sample" else 2))
+    whole = {name: round(size) for name, size in phases.items()}
+    seconds = flops / (throughput * EFFICIENCY) if throughput else None
+    return Estimate(max(whole.values()), MEMORY_ERROR, seconds, TIME_ERROR, whole, flops)
+
+
+def throughput(device: str, dtype: str) -> float:
+    """Floating point operations per second of a large matrix product on this device, the best of five; imports torch.
+    Multiplications and additions count one each, as in `Block.flops`."""
+    import torch
+
+    kinds = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    side, cuda = (8192, True) if device.startswith("cuda") else (1024, False)
+    a = torch.randn(side, side, device=device, dtype=kinds[dtype])
+    best = math.inf
+    for _ in range(5):
+        if cuda:
+            torch.cuda.synchronize(device)
+        start = perf_counter()
+        b = a @ a
+        if cuda:
+            torch.cuda.synchronize(device)
+        else:
+            float(b[0, 0])                           # devices that compute ahead (mps) are done when a value is read
+        best = min(best, perf_counter() - start)
+    return 2 * side**3 / best

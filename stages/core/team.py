@@ -193,8 +193,9 @@ class _End(NamedTuple):
 def together(call: Callable[..., object], devices: Sequence[str], *, report: Report = silent) -> object:
     """Run call(device=..., team=..., report=...) in a process for each device -> what the first of them returns.
 
-    call: picklable. A process that fails or dies ends all others, and its error is raised; so do Ctrl-C and a request
-    to stop, after the step that all are in.
+    call: picklable, as what it returns, which must hold no tensor: that would need its process to live on. A process
+    that fails or dies ends all others, and its error is raised; so do Ctrl-C and a request to stop, after the step that
+    all are in.
     """
     spawn, processes = multiprocessing.get_context("spawn"), {}
     stopping = spawn.Event()
@@ -208,7 +209,7 @@ def together(call: Callable[..., object], devices: Sequence[str], *, report: Rep
                 theirs.close()
                 processes[ours] = process
             ends = _watch(processes, devices, stopping, report)
-            for process in processes.values():
+            for process in processes.values() if all(end.error is None for end in ends) else ():
                 process.join(GRACE_SECONDS)
         finally:
             for process in processes.values():
