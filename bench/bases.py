@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from stages.backbones.bases import SPRITES, Video, config
-from stages.backbones.cost import estimate
+from stages.backbones.cost import Base, estimate
 from stages.backbones.unet3d import UNet3D
+from stages.backbones.walks import until
 from stages.core.collaborate import Branch, collaborative_step
 from stages.core.denoise import sites_of
 from stages.core.lora import Lora, branches
@@ -109,7 +110,7 @@ def _new(name: str, settings: dict) -> nn.Module:
     return {"unet": UNet3DConditionModel, "vae": AutoencoderKL}[name].from_config(settings)
 
 
-# -- what a stage does over and over, two times: the optimizer's memory is there from the second step on -----------
+# -- what a stage does over and over, several times: the optimizer's memory is there from the second turn on ---------
 def learn_subject(backbone: RandomBase) -> None:
     """L_sub on a photo and L_reg on a clip, with the gradient to the token through the text encoder."""
     clips = [("a red circle", _latents(backbone)), ("a blue square", _latents(backbone))]
@@ -133,7 +134,7 @@ def fuse(backbone: RandomBase) -> None:
     fuse_loras(backbone, teachers, [group], FuseOptions(steps=2), report=lambda **facts: gc.collect())
 
 
-def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", steps: int = 2) -> None:
+def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", steps: int = 3) -> None:
     """Steps of Algorithm 1, both branches."""
     both, empty, words = _vectors(backbone), _vectors(backbone), [range(2, 3), range(5, 6)]
     cross, time = (sites_of(backbone, layers, kind, axis) for kind, axis in (("cross", "space"), ("self", "time")))
@@ -159,22 +160,23 @@ def decode(backbone: RandomBase) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """run: the step. stage, phase: where cost.py estimates it. parts: of the base that are there."""
+    """run: so many turns of a step. stage, phase: where cost.py estimates it. parts: of the base that are there."""
 
     run: Callable[[RandomBase], None]
     stage: str
     phase: str
+    turns: int
     parts: tuple[str, ...] = ("unet",)
 
 
 STEPS = {
-    "learn-subject": Step(learn_subject, "learn-subject", "learning", ("unet", "text_encoder")),
-    "learn-motion": Step(learn_motion, "learn-motion", "learning"),
-    "fuse": Step(fuse, "fuse", "learning"),
-    "sample, unguided": Step(sample, "sample", "sampling"),
-    "sample, guided": Step(partial(sample, guided=True), "sample", "guiding"),
-    "encode": Step(encode, "learn-motion", "encoding", ("vae",)),
-    "decode": Step(decode, "sample", "decoding", ("unet", "vae")),
+    "learn-subject": Step(learn_subject, "learn-subject", "learning", 2, ("unet", "text_encoder")),
+    "learn-motion": Step(learn_motion, "learn-motion", "learning", 2),
+    "fuse": Step(fuse, "fuse", "learning", 2),
+    "sample, unguided": Step(sample, "sample", "sampling", 3),
+    "sample, guided": Step(partial(sample, guided=True), "sample", "guiding", 3),
+    "encode": Step(encode, "learn-motion", "encoding", 1, ("vae",)),
+    "decode": Step(decode, "sample", "decoding", 1, ("unet", "vae")),
 }
 
 
@@ -205,9 +207,25 @@ def _vectors(backbone: RandomBase) -> Tensor:
 
 def _lora(backbone: RandomBase, who: str) -> Lora:
     """One that changes something, of the default rank, as a stage would have left it in a file."""
-    tensors = {}
+    tensors, place = {}, "meta" if backbone.device.type == "meta" else "cpu"
     for path in backbone.targets(who):
         layer = backbone.denoiser.get_submodule(path)
-        tensors[f"{path}.lora_A.weight"] = 0.1 * torch.randn(RANK, layer.in_features)
-        tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, RANK)
+        tensors[f"{path}.lora_A.weight"] = 0.1 * torch.randn(RANK, layer.in_features, device=place)
+        tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, RANK, device=place)
     return Lora(tensors, RANK, RANK)
+
+
+def operations(name: str, size: Size, folder: Path, low_memory: bool) -> float:
+    """Multiplications and additions of one turn of a step, from the shapes."""
+    video = size.video
+    base = Base(folder, frames=video.frames, height=video.height, width=video.width, dtype="fp32", low_memory=low_memory)
+    whole, back = base.forward(), base.there_and_back
+
+    def part(*kinds: str, where: str) -> float:
+        return sum(block.flops for block in until(base.blocks(), where, kinds))
+
+    return {"learn-subject": lambda: back(base.forward(1) + whole), "learn-motion": lambda: whole + back(whole),
+            "fuse": lambda: 2 * whole + back(2 * whole + part("space", where="all")),
+            "sample, unguided": lambda: 4 * whole,
+            "sample, guided": lambda: 4 * whole + back(2 * part("space", "time", where="mid")),
+            "encode": lambda: base.translated(down=True), "decode": lambda: base.translated(down=False)}[name]()

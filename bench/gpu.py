@@ -12,7 +12,6 @@ import argparse
 import gc
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -21,11 +20,10 @@ import torch
 from stages.backbones.cost import EFFICIENCY, throughput
 from stages.backbones.unet3d import DTYPES
 
-from .bases import SIZES, STEPS, RandomBase, Step, expected, operations, sample, write
+from .bases import SIZES, STEPS, RandomBase, Step, expected, operations, write
 from .live import LiveBytes
 
 GIB = 2**30
-SAMPLING = {"sample, unguided": partial(sample, steps=3), "sample, guided": partial(sample, guided=True, steps=3)}
 
 
 class Gauge:
@@ -54,10 +52,11 @@ class Gauge:
         self.seconds = perf_counter() - self._start
 
 
-def measured(name: str, step: Step, size: str, folder: Path, device: torch.device, dtype: str, low_memory: bool
+def measured(step: Step, size: str, folder: Path, device: torch.device, dtype: str, low_memory: bool
              ) -> tuple[float, int] | None:
-    """(seconds, peak bytes) of a step; None where it does not fit. Run once before, for the device to warm up."""
-    run = SAMPLING.get(name, step.run)
+    """(seconds of a turn, peak bytes) of a step; None where it does not fit. On a GPU it is run once before: kernels are
+    chosen then."""
+    run = step.run
     backbone = RandomBase(SIZES[size], folder, device=str(device), dtype=dtype, low_memory=low_memory)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -67,7 +66,7 @@ def measured(name: str, step: Step, size: str, folder: Path, device: torch.devic
                 run(backbone)
             with Gauge(device) as gauge:
                 run(backbone)
-        return gauge.seconds, gauge.peak
+        return gauge.seconds / step.turns, gauge.peak
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -99,7 +98,7 @@ def main() -> int:
         folder = write(SIZES[args.size], Path(temporary) / "base")
         for name in args.step:
             for low in (False, True):
-                found = measured(name, STEPS[name], args.size, folder, device, dtype, low)
+                found = measured(STEPS[name], args.size, folder, device, dtype, low)
                 guess = operations(name, SIZES[args.size], folder, low) / (rate * EFFICIENCY)
                 memory = expected(name, SIZES[args.size], folder, dtype, low) / GIB
                 shown = (f"{found[0]:.2f}", f"{found[1] / GIB:.4g}") if found else ("does not fit", "does not fit")

@@ -71,6 +71,9 @@ def main() -> None:
               + (" grown by, counted MiB | the process MiB |" if args.resident else ""))
         print("|---|---|---|---:|---:|---:|---:|" + ("---:|---:|" if args.resident else ""))
         for size, folder in folders.items():
+            # processes first: one inherits the peak of the one that starts it
+            grown = {(low, name): resident(name, size, low) for low in (False, True) for name in args.step
+                     } if args.resident else {}
             how = {"device": "meta", "dtype": "bf16"} if size == "full" else {"device": "cpu", "dtype": "fp32"}
             for low in (False, True):
                 for name in args.step:
@@ -79,7 +82,7 @@ def main() -> None:
                     row = [size, name, "yes" if low else "", f"{weights / MIB:.1f}", f"{peak / MIB:.1f}",
                            f"{guess / MIB:.1f}", f"{guess / peak - 1:+.1%}"]
                     if args.resident:
-                        row += [f"{(peak - weights) / MIB:.1f}", f"{resident(name, size, low) / MIB:.1f}"]
+                        row += [f"{(peak - weights) / MIB:.1f}", f"{grown[low, name] / MIB:.1f}"]
                     print("| " + " | ".join(row) + " |", flush=True)
     return None
 

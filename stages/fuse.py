@@ -96,6 +96,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
     team.require(taught * plan.options.batch + _composing(plan.options), "fuse")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        plan.facts["run on"] = backbone.run_on
         teachers = []
         for name in names:
             token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)

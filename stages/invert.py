@@ -59,6 +59,7 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
         return plan.artifact()
     with plan.making(report, force=force, team=team) as out:
         backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory)
+        plan.facts["run on"] = backbone.run_on
         size = (backbone.height, backbone.width)
         actors = _actors(project, motion, plan.request.get("prompt"))
         clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=size)

@@ -55,6 +55,7 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
     team.require(plan.options.batch, "learn-motion")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        plan.facts["run on"] = backbone.run_on
         tokens = load_tokens(plan.inputs["tokens"])
         c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)
         clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=(backbone.height, backbone.width))

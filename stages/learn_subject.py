@@ -58,6 +58,7 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
     team.require(plan.options.batch + (plan.options.lambda1 > 0), "learn-subject")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        plan.facts["run on"] = backbone.run_on
         photos_NHWC = read_images(plan.inputs["images"], (backbone.height, backbone.width))
         latents_NC1hw = encode(backbone, photos_NHWC[:, None])
         clips = auxiliary(project, backbone, options, report)

@@ -71,6 +71,7 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
                 raise Interrupted(f"stopped before video {index + 1} of {len(plans)}", "run the same command again")
             with plan.making(report, force=force) as out:
                 backbone = backbone or load_for(project, device=device, dtype=dtype, low_memory=low_memory)
+                plan.facts["run on"] = backbone.run_on
                 _make(project, backbone, plan, out, report)
         artifacts.append(plan.artifact())
     return artifacts

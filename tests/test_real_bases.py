@@ -72,6 +72,8 @@ def test_all_seven_commands(layout, tmp_path, monkeypatch):
     assert says["base"] == Path(base).name and "by-nc" in says["licence"].lower()
     manifest = json.loads((project / "fused" / "dog+toy" / "fuse.json").read_text())
     assert manifest["base"].get("video", {}) == video
+    assert manifest["facts"]["run on"] == "cpu, " + {"bf16": "bf16", "--low-memory": "fp32, low memory"}.get(
+        (flags or [""])[-1], "fp32")
     assert videomage("export", "dog+toy")[0].is_dir()
     states = CliRunner().invoke(app, ["status", "--json", "-p", str(project)]).stdout
     assert {row["state"] for row in json.loads(states)["artefacts"]} == {"fresh"}

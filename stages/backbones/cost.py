@@ -45,7 +45,7 @@ class Estimate:
     flops: float
 
 
-class _Base:
+class Base:
     """A base's networks by shape. frames, height, width: of a video; rank: of its LoRAs."""
 
     def __init__(self, folder: Path, *, frames: int, height: int, width: int, dtype: str, low_memory: bool) -> None:
@@ -130,7 +130,7 @@ class _Base:
 Phases = dict[str, float]
 
 
-def _invert(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+def _invert(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     text = base.text_bytes if o.token_steps else 0         # it stays on the device once a token has been learned
     peak, kept = base.learning("inputs", o.token_batch, 0, 1)
     walk = o.inversion_steps * (1 + o.inversion_refine)
@@ -142,7 +142,7 @@ def _invert(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
             "decoding": base.unet_bytes + text + base.vae_bytes + base.pictures(down=False)}, flops
 
 
-def _learn_subject(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+def _learn_subject(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     held = base.unet_bytes + base.text_bytes + _ADAPTER * o.rank * base.adapted("subject")
     peak, kept = base.learning("subject", o.batch, o.rank, 1)
     flops, draws = o.batch * base.forward(1), o.steps // o.preview_every if o.preview_every else 1
@@ -157,7 +157,7 @@ def _learn_subject(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
         o.steps * base.there_and_back(flops) + draws * 2 * o.video_steps * base.forward()
 
 
-def _learn_motion(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+def _learn_motion(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     held = base.unet_bytes + _ADAPTER * o.rank * base.adapted("motion")
     step = o.batch * (base.there_and_back(base.forward()) + (base.forward() if o.w else 0))
     return {"encoding": base.vae_bytes + base.pictures(down=True),
@@ -167,7 +167,7 @@ def _learn_motion(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
         o.steps * step + 3 * 2 * _PREVIEW_STEPS * base.forward()
 
 
-def _fuse(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     rows, rank = o.batch * (1 if o.teachers == "turns" else count), count * _RANK
     held = base.unet_bytes + (_ADAPTER * rank + count * _RANK * base.s) * base.adapted("subject")
     peak, kept = base.learning("subject", rows, rank)
@@ -184,7 +184,7 @@ def _fuse(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
         o.steps * step + count * o.videos * 2 * o.video_steps * base.forward()
 
 
-def _sample(base: _Base, o: Options, count: int) -> tuple[Phases, float]:
+def _sample(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     both = o.branches == "auto"
     loras = _RANK * base.s * (base.adapted("subject") + base.adapted("motion"))
     together = min(o.steps, o.steps if o.motion_steps is None else o.motion_steps) if both else 0
@@ -219,7 +219,7 @@ def estimate(folder: Path, stage: str, options: Options, *, frames: int, height:
     if stage not in STAGES:
         raise ValueError(f"'{stage}' has no estimate; known are {', '.join(STAGES)}")
     frames = getattr(options, "frames", None) or frames
-    base = _Base(folder, frames=frames, height=height, width=width, dtype=dtype, low_memory=low_memory)
+    base = Base(folder, frames=frames, height=height, width=width, dtype=dtype, low_memory=low_memory)
     phases, flops = STAGES[stage](base, options, count or (1 if stage == "sample" else 2))
     whole = {name: round(size) for name, size in phases.items()}
     seconds = flops / (throughput * EFFICIENCY) if throughput else None

@@ -68,6 +68,13 @@ class UNet3D:
         self._factor = 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)   # pixels of a latent cell's side
         self.latent_channels: int = config(folder, "unet")["in_channels"]
 
+    @property
+    def run_on(self) -> str:
+        """For the manifests: what of the machine a result may differ by, if only by rounding."""
+        chip = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return f"{self.device}{chip}, {name}{', low memory' if self.low_memory else ''}"
+
     # ---------------------------------------------------------------------------------------------------------- parts
     @property
     def denoiser(self) -> UNet3DConditionModel:
