@@ -87,8 +87,8 @@ class RandomBase(UNet3D):
     """A base whose parts are filled with random numbers where another would read them."""
 
     def __init__(self, size: Size, folder: Path, *, device: str = "cpu", dtype: str = "fp32", low_memory: bool = False):
-        super().__init__(folder, {}, name="random", revision="", licence="", video=size.video, device=device,
-                         dtype=dtype, low_memory=low_memory)
+        super().__init__(folder, {}, name="random", revision="", licence="", origin={}, video=size.video,
+                         device=device, dtype=dtype, low_memory=low_memory)
         self.folder, self.rank, self.length = folder, size.rank, size.length
 
     def _part(self, name: str, place: torch.device) -> nn.Module:
@@ -110,37 +110,37 @@ def _new(name: str, settings: dict) -> nn.Module:
     return {"unet": UNet3DConditionModel, "vae": AutoencoderKL}[name].from_config(settings)
 
 
-# -- what a stage does over and over, several times: the optimizer's memory is there from the second turn on ---------
-def learn_subject(backbone: RandomBase) -> None:
+# -- what a stage does over and over ---------------------------------------------------------------------------------
+def learn_subject(backbone: RandomBase, turns: int) -> None:
     """L_sub on a photo and L_reg on a clip, with the gradient to the token through the text encoder."""
     clips = [("a red circle", _latents(backbone)), ("a blue square", _latents(backbone))]
-    options = LearnSubjectOptions(steps=2, rank=backbone.rank)
+    options = LearnSubjectOptions(steps=turns, rank=backbone.rank)
     learn_subject_tensors(backbone, _latents(backbone, 1), "toy", "square", clips, options)
 
 
-def learn_motion(backbone: RandomBase) -> None:
+def learn_motion(backbone: RandomBase, turns: int) -> None:
     """The appearance-free target, and the step towards it."""
-    options = LearnMotionOptions(steps=2, rank=backbone.rank)
+    options = LearnMotionOptions(steps=turns, rank=backbone.rank)
     learn_motion_tensors(backbone, _latents(backbone), _vectors(backbone), _vectors(backbone), options)
 
 
-def fuse(backbone: RandomBase) -> None:
+def fuse(backbone: RandomBase, turns: int) -> None:
     """L_fusion over two subjects, and L_attn of a composition at every layer."""
     both = _vectors(backbone)
     teachers = [Teacher(name, torch.empty(0), _lora(backbone, "subject"), both, _latents(backbone))
                 for name in ("dog", "toy")]
     masks = torch.zeros(1, 2, backbone.frames, backbone.height, backbone.width)
     group = Group(("dog", "toy"), _latents(backbone), masks, both, (range(2, 3), range(5, 6)))
-    fuse_loras(backbone, teachers, [group], FuseOptions(steps=2), report=lambda **facts: gc.collect())
+    fuse_loras(backbone, teachers, [group], FuseOptions(steps=turns), report=lambda **facts: gc.collect())
 
 
-def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", steps: int = 3) -> None:
+def sample(backbone: RandomBase, turns: int, guided: bool = False, layers: str = "mid") -> None:
     """Steps of Algorithm 1, both branches."""
     both, empty, words = _vectors(backbone), _vectors(backbone), [range(2, 3), range(5, 6)]
     cross, time = (sites_of(backbone, layers, kind, axis) for kind, axis in (("cross", "space"), ("self", "time")))
     x = _latents(backbone)
     with branches(backbone.denoiser, {who: _lora(backbone, who) for who in ("subject", "motion")}) as rows:
-        for _ in range(steps):
+        for _ in range(turns):
             gc.collect()
             x, _facts = collaborative_step(
                 backbone, rows, x, 500, 480, Branch(both, empty, words), Branch(both, empty, words, "motion"),
@@ -148,21 +148,24 @@ def sample(backbone: RandomBase, guided: bool = False, layers: str = "mid", step
                 sites_cross=cross, sites_time=time)
 
 
-def encode(backbone: RandomBase) -> None:
+def encode(backbone: RandomBase, turns: int) -> None:
     """A whole clip, before the denoiser is read."""
-    backbone.encode(np.zeros((1, backbone.frames, backbone.height, backbone.width, 3), np.uint8))
+    for _ in range(turns):
+        backbone.encode(np.zeros((1, backbone.frames, backbone.height, backbone.width, 3), np.uint8))
 
 
-def decode(backbone: RandomBase) -> None:
+def decode(backbone: RandomBase, turns: int) -> None:
     """After sampling, with the denoiser in its place."""
-    backbone.decode(_latents(backbone))
+    for _ in range(turns):
+        backbone.decode(_latents(backbone))
 
 
 @dataclass(frozen=True)
 class Step:
-    """run: so many turns of a step. stage, phase: where cost.py estimates it. parts: of the base that are there."""
+    """run: so many turns of a step. stage, phase: where cost.py estimates it. turns: after which its memory has reached
+    its peak; of learning two, for the optimizer's is there from the second on. parts: of the base that are there."""
 
-    run: Callable[[RandomBase], None]
+    run: Callable[[RandomBase, int], None]
     stage: str
     phase: str
     turns: int
@@ -173,8 +176,8 @@ STEPS = {
     "learn-subject": Step(learn_subject, "learn-subject", "learning", 2, ("unet", "text_encoder")),
     "learn-motion": Step(learn_motion, "learn-motion", "learning", 2),
     "fuse": Step(fuse, "fuse", "learning", 2),
-    "sample, unguided": Step(sample, "sample", "sampling", 3),
-    "sample, guided": Step(partial(sample, guided=True), "sample", "guiding", 3),
+    "sample, unguided": Step(sample, "sample", "sampling", 1),
+    "sample, guided": Step(partial(sample, guided=True), "sample", "guiding", 1),
     "encode": Step(encode, "learn-motion", "encoding", 1, ("vae",)),
     "decode": Step(decode, "sample", "decoding", 1, ("unet", "vae")),
 }
@@ -218,7 +221,8 @@ def _lora(backbone: RandomBase, who: str) -> Lora:
 def operations(name: str, size: Size, folder: Path, low_memory: bool) -> float:
     """Multiplications and additions of one turn of a step, from the shapes."""
     video = size.video
-    base = Base(folder, frames=video.frames, height=video.height, width=video.width, dtype="fp32", low_memory=low_memory)
+    base = Base(folder, frames=video.frames, height=video.height, width=video.width, dtype="fp32",
+                low_memory=low_memory)
     whole, back = base.forward(), base.there_and_back
 
     def part(*kinds: str, where: str) -> float:

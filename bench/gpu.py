@@ -3,8 +3,9 @@
     python -m bench.gpu                             # ZeroScope's size, 576x320x24, random weights, bfloat16
     python -m bench.gpu --size tiny --device cpu    # the same script in a minute, to see that it runs
 
-One training step of each kind and three sampling steps, each ordinarily and with --low-memory. On a CPU the memory is
-that of counted tensors. A step that does not fit is said to, and the next one is tried.
+Training steps of each kind, sampling steps unguided and guided, and the autoencoder, each ordinarily and with
+--low-memory; seconds are of one step, the mean of three. On a CPU the memory is that of counted tensors. A step that
+does not fit is said to, and the next one is tried.
 """
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ import argparse
 import gc
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import nn
 
 from stages.backbones.cost import EFFICIENCY, throughput
 from stages.backbones.unet3d import DTYPES
@@ -29,13 +32,15 @@ GIB = 2**30
 class Gauge:
     """Peak memory and time of what runs inside."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda, self._device = device.type == "cuda", device
-        self._live = LiveBytes() if not self._cuda else None
+    def __init__(self, device: torch.device, weights: Sequence[nn.Module]) -> None:
+        self._device, self._weights = device, weights
+        self._live = None if device.type == "cuda" else LiveBytes()
 
     def __enter__(self) -> Gauge:
         if self._live is not None:
             self._live.__enter__()
+            for module in self._weights:
+                self._live.hold(module)
         else:
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -54,23 +59,22 @@ class Gauge:
 
 def measured(step: Step, size: str, folder: Path, device: torch.device, dtype: str, low_memory: bool
              ) -> tuple[float, int] | None:
-    """(seconds of a turn, peak bytes) of a step; None where it does not fit. On a GPU it is run once before: kernels are
-    chosen then."""
-    run = step.run
+    """(seconds of a turn, peak bytes) of a step; None where it does not fit. A GPU runs it once before, to choose
+    its kernels."""
+    turns = 3 if device.type == "cuda" else step.turns
     backbone = RandomBase(SIZES[size], folder, device=str(device), dtype=dtype, low_memory=low_memory)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for part in step.parts:
-                backbone._part(part, device)
+            weights = [backbone._part(part, device) for part in step.parts]
             if device.type == "cuda":
-                run(backbone)
-            with Gauge(device) as gauge:
-                run(backbone)
-        return gauge.seconds / step.turns, gauge.peak
+                step.run(backbone, step.turns)
+            with Gauge(device, weights) as gauge:
+                step.run(backbone, turns)
+        return gauge.seconds / turns, gauge.peak
     except torch.OutOfMemoryError:
         return None
     finally:
-        del backbone
+        backbone = weights = None
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

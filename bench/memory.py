@@ -32,7 +32,7 @@ def counted(name: str, size: str, folder: Path, *, device: str = "cpu", dtype: s
         for part in STEPS[name].parts:
             live.hold(backbone._part(part, backbone.device))
         weights = live.live
-        STEPS[name].run(backbone)
+        STEPS[name].run(backbone, STEPS[name].turns)
     return live.peak, weights
 
 
@@ -50,7 +50,7 @@ def _child(name: str, size: str, folder: Path, low_memory: bool) -> None:
     for part in STEPS[name].parts:
         backbone._part(part, backbone.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    STEPS[name].run(backbone)
+    STEPS[name].run(backbone, STEPS[name].turns)
     print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 

@@ -14,10 +14,12 @@ for name in ("base", "token", "lora", "prompt", "out"):
 parser.add_argument("--frames", type=int, default=16, help="as many as the base was trained on")
 parser.add_argument("--height", type=int, help="of the video in pixels, as in training; default: the base's own")
 parser.add_argument("--width", type=int)
+parser.add_argument("--variant", help="fp16, where the base's files are of that variant")
 parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--guidance", type=float, default=9.0)
 asked = parser.parse_args()
-base, token, lora, prompt, out = asked.base, asked.token, asked.lora, asked.prompt, asked.out
+base, token, lora, prompt, out, variant = (getattr(asked, name) for name in (
+    "base", "token", "lora", "prompt", "out", "variant"))
 settings = {"num_frames": asked.frames, "height": asked.height, "width": asked.width,
             "num_inference_steps": asked.steps, "guidance_scale": asked.guidance}
 
@@ -27,9 +29,10 @@ from diffusers import DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from diffusers.loaders import PeftAdapterMixin  # noqa: E402
 from diffusers.utils import export_to_video  # noqa: E402
 
+files = {"variant": variant, "use_safetensors": True, "dtype": torch.float32}          # on a GPU: torch.float16
 UNet = type("UNet", (UNet3DConditionModel, PeftAdapterMixin), {})          # which by itself cannot load LoRAs
-unet = UNet.from_pretrained(base, subfolder="unet", dtype=torch.float32)          # on a GPU: torch.float16, twice
-pipe = TextToVideoSDPipeline.from_pretrained(base, unet=unet, dtype=torch.float32)
+unet = UNet.from_pretrained(base, subfolder="unet", **files)
+pipe = TextToVideoSDPipeline.from_pretrained(base, unet=unet, **files)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)          # the sampler of videomage
 pipe.load_textual_inversion(token)
 pipe.load_lora_weights(lora)

@@ -140,13 +140,15 @@ def _converted(source: Path, form: str) -> Files:
     remedy = "give the lora.safetensors or token.safetensors that a stage wrote"
     if not source.is_file():
         raise BadInput(f"there is no file {source}", remedy)
+    reasons = []
     for read in (load, load_tokens):
         try:
             found = read(source)
-        except BadInput:
+        except BadInput as error:
+            reasons.append(error.what)
             continue
         return FORMATS[form](found, _title(found, source)) if isinstance(found, Lora) else token_files(found)
-    raise BadInput(f"{source} holds neither a LoRA nor tokens that a stage wrote", remedy)
+    raise BadInput(f"{source} holds neither a LoRA nor tokens that a stage wrote ({reasons[0]})", remedy)
 
 
 def _title(lora: Lora, source: Path) -> str:

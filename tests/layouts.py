@@ -3,6 +3,7 @@ variants, shards, pickles, the names that weights had when those repositories we
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def in_hub_cache(source: Path, cache: Path, repo: str, *, commit: str = COMMIT, 
         shutil.copyfile(path, blob)
         link = snapshot / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     if ref:
         (root / "refs").mkdir(parents=True)
         (root / "refs" / ref).write_text(commit)

@@ -1,4 +1,4 @@
-"""All seven commands on tiny bases in the layouts of the real ones, by the public command line, with the network off."""
+"""All seven commands on tiny bases in the layouts of the real ones, by the command line, with the network off."""
 from __future__ import annotations
 
 import json
@@ -53,7 +53,9 @@ def test_all_seven_commands(layout, tmp_path, monkeypatch):
     monkeypatch.setenv("VIDEOMAGE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     base, video, flags = layout(tmp_path, monkeypatch)
-    monkeypatch.setattr(socket.socket, "connect", no_network)
+    for way in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, way, no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
     project = make_project(tmp_path / "project", base, video)
 
     def videomage(*typed: str) -> list[Path]:
@@ -69,7 +71,8 @@ def test_all_seven_commands(layout, tmp_path, monkeypatch):
     shape = (video.get("frames", 16), video.get("height", 32), video.get("width", 32), 3)
     assert read_clip(made[0].with_name("frames.png")).shape == shape
     says = load(project / "fused" / "dog+toy" / "lora.safetensors").metadata
-    assert says["base"] == Path(base).name and "by-nc" in says["licence"].lower()
+    assert says["base"] == (KNOWN[base].repo if base in KNOWN else Path(base).name)
+    assert "by-nc" in says["licence"].lower()
     manifest = json.loads((project / "fused" / "dog+toy" / "fuse.json").read_text())
     assert manifest["base"].get("video", {}) == video
     assert manifest["facts"]["run on"] == "cpu, " + {"bf16": "bf16", "--low-memory": "fp32, low memory"}.get(

@@ -20,7 +20,7 @@ from stages.core.settings import did_you_mean  # noqa: E402
 from stages.core.workspace import Workspace, fused_name  # noqa: E402
 from stages.options import deviations, show  # noqa: E402
 
-from . import console, files  # noqa: E402
+from . import checks, console, files  # noqa: E402
 from .flags import (  # noqa: E402
     Base,
     Call,
@@ -72,17 +72,17 @@ def _whole(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks 
 def init(base: Base = "sprites", folder: Project = Path()) -> None:
     """Make a project: a folder with a commented project.yaml to edit. Nothing is downloaded."""
     with console.guarded():
-        from stages.backbones import locate, on_hub, terms
+        from stages.backbones import locate, on_hub, terms, video
 
         if base != "sprites" and not on_hub(base):
             base = str(locate(base).absolute())
         project = Workspace.create(folder, base=base)
-        console.say(f"the base {base}: {terms(base)}")
-        if on_hub(base):
-            try:
-                locate(base)
-            except MissingPrerequisite as missing:
-                console.say(f"it is not on this machine yet. {missing.remedy}")
+        console.say(f"the base {base}: {terms(base) or 'its terms are not known yet'}")
+        try:
+            console.say(f"it makes {video(base)}, unless project.yaml says otherwise")
+            locate(base)
+        except MissingPrerequisite as missing:
+            console.say(f"{missing.what}. {missing.remedy}")
         console.say("a new project. Edit its subjects, motion and prompts, then: videomage status")
         console.out(str(project.root / "project.yaml"))
 
@@ -131,27 +131,6 @@ def _states(project: Workspace) -> list[dict[str, object]]:
     return rows
 
 
-@app.command()
-def doctor(folder: Project = Path(), json: Json = False) -> None:
-    """Check this machine, this installation and the base of the project."""
-    with console.guarded():
-        from .doctor import examine
-
-        try:
-            base = Workspace(folder).settings.base
-        except MissingPrerequisite:                     # not in a project: the built-in base
-            base = "sprites"
-        found = examine(base)
-        if json:
-            console.out_json([vars(finding) for finding in found])
-        else:
-            console.table("doctor", ("", "what", "found", "remedy"), [
-                (f.mark, f.what, f.found, "" if f.mark == "ok" else f.remedy) for f in found])
-        bad = [finding for finding in found if finding.mark == "bad"]
-        if bad:
-            raise MissingPrerequisite(f"not ready: {', '.join(finding.what for finding in bad)}", bad[0].remedy)
-
-
 @app.command(cls=SpreadCommand)
 def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("demo"), subjects: Subjects = None,
          motion: Annotated[str, typer.Option(help="Which motion of the sprites world.")] = "chase",
@@ -196,6 +175,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
     return None
 
 
+app.command()(checks.doctor)
 app.command()(files.fetch)
 app.command()(files.export)
 

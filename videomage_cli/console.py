@@ -109,15 +109,21 @@ def refusal(error: BaseException) -> VideomageError | None:
     """What can be told of an error as one of ours: itself, or memory and disk running out."""
     if isinstance(error, VideomageError):
         return error
-    text = str(error)
-    torch = sys.modules.get("torch")
-    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    if on_device or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
-        return OutOfResources("memory ran out" + (" on the device" if on_device else ""), "use --dtype bf16, a smaller "
-                              "--batch or fewer --frames; `videomage doctor` shows what there is")
+    if memory_ran_out(error):
+        torch = sys.modules.get("torch")
+        where = " on the device" if torch and isinstance(error, torch.OutOfMemoryError) else ""
+        return OutOfResources(f"memory ran out{where}", "`videomage doctor --plan STAGE` shows what a "
+                              "stage needs, and what lowers it")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfResources("the disk is full", "make room, and run it again")
     return None
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Of the machine, or of a device."""
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_device or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def show_error(error: VideomageError) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from stages.core.errors import BadInput, VideomageError
+from stages.core.errors import BadInput, MissingPrerequisite, VideomageError
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -20,12 +21,13 @@ OWN = ("base", "clip", "dino", "clipseg")          # models that the package car
 
 @dataclass(frozen=True)
 class Finding:
-    """mark: ok | note | bad. remedy: what to do where it is bad."""
+    """mark: ok | note | bad. remedy: what to do where it is bad. exit_code: of the command, then."""
 
     mark: str
     what: str
     found: str
     remedy: str = ""
+    exit_code: int = MissingPrerequisite.exit_code
 
 
 def pick_device(name: str) -> str:
@@ -55,12 +57,20 @@ def pick_dtype(name: str, device: str, base: str) -> str:
         return name
     if base == "sprites" or not device.startswith("cuda"):
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def examine(base: str) -> list[Finding]:
-    """Every finding about this machine, this installation and the base."""
-    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_base(base)]
+def memory_of(device: str) -> int:
+    """Bytes of memory of a device; of the machine for the CPU. Imports torch."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[1] if device.startswith("cuda") else int(_memory())
+
+
+def examine(base: str, wanted: Mapping[str, int]) -> list[Finding]:
+    """Every finding about this machine, this installation and the base. wanted: the project's `video`."""
+    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_base(base, wanted)]
 
 
 def _machine() -> list[Finding]:
@@ -118,15 +128,15 @@ def _own_weights() -> list[Finding]:
     return out
 
 
-def _base(base: str) -> list[Finding]:
+def _base(base: str, wanted: Mapping[str, int]) -> list[Finding]:
     """The base of the project: is it there and whole, on what terms, and how much memory do its weights take."""
     from stages.backbones import locate, terms, video
     from stages.backbones.folder import check
 
     try:
-        weights, native = check(locate(base), base), video(base)
+        weights, native = check(locate(base), base), video(base, wanted)
     except VideomageError as error:
-        return [Finding("bad", f"base {base}", error.what, error.remedy)]
+        return [Finding("bad", f"base {base}", error.what, error.remedy, error.exit_code)]
     numbers = {part: found.parameters() for part, found in weights.items()}
     whole = sum(numbers.values())
     split = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in numbers.items())

@@ -23,16 +23,17 @@ class Setting:
     settings: Settings
     dtype: str
     low_memory: bool
+    count: int | None = None              # actors, subjects or prompts, where they are known
 
     def estimate(self, throughput: float | None = None) -> Estimate:
         """Of one artefact. throughput: floating point operations per second of the device, None: no time."""
-        from stages.backbones import locate, video
+        from stages.backbones import shape_of, video
         from stages.backbones.cost import estimate
 
         native = video(self.settings.base, self.settings.video)
-        return estimate(locate(self.settings.base), self.stage, self.options, frames=native.frames,
+        return estimate(shape_of(self.settings.base), self.stage, self.options, frames=native.frames,
                         height=native.height, width=native.width, dtype=self.dtype, low_memory=self.low_memory,
-                        throughput=throughput)
+                        throughput=throughput, count=self.count)
 
     def knobs(self) -> list[tuple[str, Estimate]]:
         """What a person may turn, and the estimate with that alone: the largest effect first, without those that have
@@ -55,10 +56,10 @@ class Setting:
             wanted = {**self.settings.video, **{key: smaller[key] for key in keys}}
             shown = ", ".join(f"{key}: {smaller[key]}" for key in keys)
             yield f"video: {{{shown}}} in project.yaml", replace(self, settings=replace(self.settings, video=wanted))
-        for name, value in (("batch", 1), ("layers", "mid"), ("rank", 8)):
+        for name, value in (("batch", 1), ("token_batch", 1), ("layers", "mid"), ("tau", 0), ("rank", 8)):
             if hasattr(self.options, name) and getattr(self.options, name) != value:
-                less = f"--{name} {value}"
-                yield less, replace(self, options=replace(self.options, **{name: value}))
+                flag = f"--{name.replace('_', '-')} {value}"
+                yield flag, replace(self, options=replace(self.options, **{name: value}))
 
 
 def _less(pixels: int) -> int:
@@ -73,8 +74,10 @@ def gib(size: float) -> str:
 
 def span(seconds: float) -> str:
     """A time as a person reads it."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else \
-        f"{seconds / 3600:.1f} h"
+    for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 48 * 3600)):
+        if seconds < until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def sentence(found: Estimate) -> str:

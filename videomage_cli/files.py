@@ -22,15 +22,16 @@ def fetch(base: Annotated[str | None, typer.Argument(
             show_default=False)] = None) -> None:
     """Download a base from the hub, after saying its licence and size. No other command downloads anything."""
     with console.guarded():
+        from stages.backbones import base_of, on_hub, terms
         from stages.backbones import fetch as hub
-        from stages.backbones import on_hub, terms
 
-        base = base or Workspace(folder).settings.base
+        base = base or base_of(Workspace(folder))
         if out and not convert:
             raise UsageError("--out without --convert", "what is downloaded lies in the hub's cache: set HF_HOME")
         if not on_hub(base) and not convert:
             raise UsageError(f"the base '{base}' is not one of the hub", "there is nothing to fetch")
-        console.say(f"the base {base}: {terms(base)}")
+        if said := terms(base):
+            console.say(f"the base {base}: {said}")
         with console.Talk("fetch") as report:
             made = hub.fetch(base, convert=convert, out=out, report=report)
         if out or not on_hub(base):

@@ -9,21 +9,28 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from typer.core import TyperCommand
 
 from stages import STAGES
-from stages.core.errors import UsageError
+from stages.core.errors import OutOfResources, UsageError
+from stages.core.settings import Settings
 from stages.core.stage import Artifact
 from stages.core.workspace import Plan, Workspace
 from stages.options import OPTIONS, kind, resolve, show, span
 
 from . import console
+from .estimates import Setting, advice, sentence
+from .estimates import as_json as as_json_estimate
+
+if TYPE_CHECKING:
+    from stages.backbones.cost import Estimate
 
 # `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`; --devices goes on as long as devices follow
 SPREAD = {"--subjects": ".*", "--actors": ".*", "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
@@ -31,8 +38,8 @@ TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
 Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
-Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}. auto: bf16 on a "
-                                                "CUDA GPU, but for the sprites base; else fp32.")]
+Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}. auto: bf16, or "
+                                                "fp16, on a CUDA GPU, but for the sprites base; else fp32.")]
 LowMemory = typing.Annotated[bool, typer.Option(
     "--low-memory", help="Less memory, more time, the same numbers: what trains is computed twice, batches go row by "
     "row, frames one by one.")]
@@ -118,6 +125,13 @@ class Run:
         typed = {key: value.absolute() if isinstance(value, Path) else value for key, value in self.typed.items()}
         return resolve(self.stage, self.project.settings, typed)
 
+    @property
+    def settings(self) -> Settings:
+        """The project's, its base as it can be found from here."""
+        from stages.backbones import base_of
+
+        return replace(self.project.settings, base=base_of(self.project))
+
     @cached_property
     def base(self) -> dict[str, str] | None:
         from stages.backbones import identity_of
@@ -194,11 +208,15 @@ def _common(*, folder: Project = Path(), device: Device = "auto", devices: Devic
 def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
     if run.dry_run:
         rows = [_forecast(run, plan) for call in calls for plan in call.plans]
+        needed = _needed(run) if any(row["would"] == "make" for row in rows) else None
         if as_json:
-            return console.out_json(rows)
+            return console.out_json([{**row, "needs": as_json_estimate(needed)} if needed and row["would"] == "make"
+                                     else row for row in rows])
         for row in rows:
             console.say(f"{row['stage']} '{row['name']}': {row['would']} ({'; '.join(row['reasons']) or row['state']})")
             console.out(row["path"])
+        if needed:
+            console.say(f"each: {sentence(needed)}")
         return None
     artifacts = _make(run, calls)
     for artifact in artifacts:
@@ -230,11 +248,31 @@ def _make(run: Run, calls: list[Call]) -> list[Artifact]:
     common = {"device": device, "dtype": pick_dtype(run.dtype, device, run.project.settings.base), "seed": run.seed,
               "force": run.force, **({"low_memory": run.low_memory} if STAGES[run.stage].uses_base else {})}
     artifacts: list[Artifact] = []
-    with console.Talk(run.stage) as report:
-        for call in calls:
-            made = stage(run.project, call.first, run.options, **call.keywords, **common, report=report)
-            artifacts += made if isinstance(made, (list, tuple)) else [made]
+    try:
+        with console.Talk(run.stage) as report:
+            for call in calls:
+                made = stage(run.project, call.first, run.options, **call.keywords, **common, report=report)
+                artifacts += made if isinstance(made, (list, tuple)) else [made]
+    except BaseException as error:
+        if console.memory_ran_out(error) and STAGES[run.stage].uses_base:
+            setting = Setting(run.stage, run.options, run.settings, common["dtype"], run.low_memory)
+            raise OutOfResources(console.refusal(error).what, advice(setting)) from error
+        raise
     return artifacts
+
+
+def _needed(run: Run) -> Estimate | None:
+    """What each artefact of this command takes of the device; None for a stage without the base's networks."""
+    if not STAGES[run.stage].uses_base:
+        return None
+    from stages.backbones.cost import throughput
+
+    from .doctor import pick_device, pick_dtype
+
+    device = pick_device((run.devices or [run.device])[0])
+    dtype = pick_dtype(run.dtype, device, run.project.settings.base)
+    setting = Setting(run.stage, run.options, run.settings, dtype, run.low_memory)
+    return setting.estimate(throughput(device, dtype))
 
 
 def _forecast(run: Run, plan: Plan) -> dict[str, object]:

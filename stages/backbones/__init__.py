@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..core.workspace import Workspace
-from .bases import NAMES, Video, identity, licence, locate, on_hub, terms, video
+from .bases import NAMES, Video, identity, licence, locate, on_hub, origin, shape_of, terms, video
 
 if TYPE_CHECKING:
     from .unet3d import UNet3D
 
-__all__ = ["NAMES", "Video", "identity", "identity_of", "licence", "load", "load_for", "locate", "on_hub", "terms",
-           "video"]
+__all__ = ["NAMES", "Video", "base_of", "identity", "identity_of", "licence", "load", "load_for", "locate", "on_hub",
+           "origin", "shape_of", "terms", "video"]
 
 
 def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping[str, int] | None = None,
@@ -29,15 +29,21 @@ def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping
     folder = locate(base)
     weights = check(folder, base, half=dtype in ("bf16", "fp16"))
     return UNet3D(folder, weights, name=base, revision=str(identity(base)["revision"]), licence=licence(base),
-                  video=video(base, wanted), device=device, dtype=dtype, low_memory=low_memory)
+                  origin=origin(base), video=video(base, wanted), device=device, dtype=dtype, low_memory=low_memory)
+
+
+def base_of(project: Workspace) -> str:
+    """The base of a project as `load` takes it: a folder may stand in project.yaml relative to the project."""
+    base = project.settings.base
+    folder = project.locate(base)
+    return str(folder) if base not in NAMES and (folder / "model_index.json").is_file() else base
 
 
 def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool) -> UNet3D:
     """The base of a project, making what the project's `video` asks for."""
-    return load(project.settings.base, device=device, dtype=dtype, wanted=project.settings.video,
-                low_memory=low_memory)
+    return load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory)
 
 
 def identity_of(project: Workspace) -> dict[str, object]:
     """What manifests say of the base of a project."""
-    return identity(project.settings.base, project.settings.video)
+    return {**identity(base_of(project), project.settings.video), "name": project.settings.base}

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,9 +20,11 @@ import yaml
 from ..core.errors import BadInput, MissingPrerequisite
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "base"
+SHAPE = Path(__file__).parent / "shape"                # the configs that the bases of KNOWN share, for estimates
 UNKNOWN = "not stated"
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_READ = {".json", ".txt", ".safetensors"}              # what `load` reads of a folder, and what its revision covers
+_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+_READ = {".json", ".txt", ".safetensors"}              # what `load` reads of them, and what a revision covers
 _KEPT_HASHES = 2**26                                   # bytes from which on a file's hash is kept between runs
 
 
@@ -78,7 +81,7 @@ def on_hub(base: str) -> tuple[str, str | None] | None:
     if base in KNOWN:
         return KNOWN[base].repo, KNOWN[base].revision
     match = _HUB_ID.fullmatch(base)
-    if base == "sprites" or match is None or Path(base).expanduser().exists():
+    if base == "sprites" or match is None or (Path(base) / "model_index.json").is_file():
         return None
     entry = known(base)
     return match["repo"], match["revision"] or (entry.revision if entry else None)
@@ -95,9 +98,13 @@ def converted(base: str) -> Path:
 def snapshot(base: str) -> Path | None:
     """The folder in the hub's cache that holds a base's model_index.json, or None."""
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     repo, revision = on_hub(base)
-    found = try_to_load_from_cache(repo, "model_index.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
+    try:
+        found = try_to_load_from_cache(repo, "model_index.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
+    except HFValidationError:
+        raise BadInput(f"'{base}' is neither a folder nor the name of a repository", "mind the spelling") from None
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -107,7 +114,8 @@ def locate(base: str) -> Path:
     if folder := find(base):
         return folder
     if on_hub(base):
-        raise MissingPrerequisite(f"the base '{base}' is not on this machine ({terms(base)})",
+        folder = "" if known(base) else ", neither as a folder nor from the hub"
+        raise MissingPrerequisite(f"the base '{base}' is not on this machine{folder}{_in_brackets(terms(base))}",
                                   f"Run: videomage fetch {base}")
     raise BadInput(f"the base '{base}' is no folder with a model_index.json", f"name one of {', '.join(NAMES)}, a "
                    "repository of the hub (owner/name), or a folder in the format of diffusers' TextToVideoSDPipeline")
@@ -117,17 +125,28 @@ def find(base: str) -> Path | None:
     """The folder of a base, or None."""
     if base == "sprites":
         return SPRITES
-    folder = converted(base) if on_hub(base) else Path(base).expanduser()
+    folder = converted(base) if on_hub(base) else Path(os.path.expanduser(base))  # noqa: PTH111 (it never raises)
     if (folder / "model_index.json").is_file():
         return folder
     return snapshot(base) if on_hub(base) else None
 
 
+def shape_of(base: str) -> Path:
+    """A folder whose configs tell a base's shape: its own, or SHAPE for one of KNOWN that is not on this machine yet.
+    Raises what `locate` does."""
+    return SHAPE if known(base) and find(base) is None else locate(base)
+
+
 def terms(base: str) -> str:
-    """Licence, and the download's size where it is known: "CC-BY-NC-4.0, about 3.7 GB to download"."""
-    entry = known(base)
-    size = f", about {entry.gigabytes:g} GB to download" if entry and on_hub(base) else ""
-    return f"licence: {licence(base)}{size}"
+    """Licence, and the download's size, where they are known: "licence: CC-BY-NC-4.0, about 3.7 GB to download"."""
+    entry, said = known(base), licence(base)
+    facts = [f"licence: {said}"] if said != UNKNOWN or find(base) else []
+    facts += [f"about {entry.gigabytes:g} GB to download"] if entry and on_hub(base) and not find(base) else []
+    return ", ".join(facts)
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def licence(base: str) -> str:
@@ -141,7 +160,8 @@ def licence(base: str) -> str:
     if said := _own_facts(folder).get("licence"):
         return str(said)
     card = folder / "README.md"
-    front = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         facts = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
@@ -153,13 +173,16 @@ def video(base: str, wanted: Mapping[str, int] | None = None) -> Video:
     """What a base makes: the project's wish, over videomage.json beside its model_index.json, over KNOWN, over 16
     frames at 8 per second of the size that its U-Net's config names. Raises BadInput for a size that is no multiple of
     a latent cell."""
-    folder, entry = locate(base), known(base)
+    folder, entry = shape_of(base), known(base)
     cell = 2 ** (len(config(folder, "vae").get("block_out_channels") or [0]) - 1)
     size = config(folder, "unet").get("sample_size") or 32
     height, width = (size, size) if isinstance(size, int) else size
     native = asdict(entry.video) if entry else {"height": height * cell, "width": width * cell}
     keys = {spec.name for spec in fields(Video)}
-    stated = {key: int(value) for key, value in _own_facts(folder).items() if key in keys}
+    stated = {key: value for key, value in _own_facts(folder).items() if key in keys}
+    for key, value in stated.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"{folder / 'videomage.json'}: {key} is {value!r}", "make it a whole number above 0")
     out = Video(**{**native, **stated, **(wanted or {})})
     for name in ("height", "width"):
         if getattr(out, name) % cell:
@@ -175,6 +198,16 @@ def identity(base: str, wanted: Mapping[str, int] | None = None) -> dict[str, ob
     at_commit = on_hub(base) and folder.parent.name == "snapshots"
     revision = folder.name if at_commit else _content(folder)
     return {"name": base, "revision": revision, **({"video": dict(wanted)} if wanted else {})}
+
+
+def origin(base: str) -> dict[str, str]:
+    """Where others find a base: {"base": repository, "revision": commit} of one of the hub, converted or not; of a
+    folder its name alone (where it lay is nobody's business) and the hash of its content."""
+    folder, own = locate(base), _own_facts(locate(base))
+    if "source" in own and "revision" in own:
+        return {"base": str(own["source"]), "revision": str(own["revision"])}
+    name = base if base == "sprites" else on_hub(base)[0] if on_hub(base) else folder.resolve().name
+    return {"base": name, "revision": str(identity(base)["revision"])}
 
 
 def config(folder: Path, part: str) -> dict[str, object]:
@@ -208,9 +241,12 @@ _hashes: dict[str, list] = {}                          # path -> [size, mtime in
 
 
 def _content(folder: Path) -> str:
+    """Of what `load` reads: the files of the five parts, which may be linked folders, and the two beside them."""
+    parts = [path for part in _PARTS if (folder / part).is_dir() for path in sorted((folder / part).iterdir())]
     whole = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in _READ and p.is_file()):
-        whole.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    for path in (folder / "model_index.json", folder / "videomage.json", *parts):
+        if path.suffix in _READ and path.is_file():
+            whole.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
@@ -230,16 +266,22 @@ def sha256(path: Path) -> str:
                 digest.update(block)
         _hashes[key] = [*stamp, digest.hexdigest()]
         if large:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({**_read_hashes(kept), key: _hashes[key]}), encoding="utf-8")
-            partial.replace(kept)
+            _keep(kept, {**_read_hashes(kept), key: _hashes[key]})
     return _hashes[key][2]
+
+
+def _keep(path: Path, hashes: dict[str, list]) -> None:
+    """Best effort: where the cache cannot be written, the next run reads the files again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(hashes), encoding="utf-8")
+        partial.replace(path)
 
 
 def _read_hashes(path: Path) -> dict[str, list]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -46,8 +46,24 @@ def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
     Raises BadInput, by name, for a part of another class, without config, pickled only, with a shard missing, or with a
     file that is cut off or damaged.
     """
+    check_index(folder / "model_index.json", base)
+    for part in CLASSES:
+        needed = "tokenizer_config.json" if part == "tokenizer" else "config.json"
+        if not (folder / part / needed).is_file():
+            raise BadInput(f"the base '{base}' lacks {part}/{needed}", _AGAIN)
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise BadInput(f"the base '{base}' lacks scheduler/scheduler_config.json", _AGAIN)
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():        # without words every prompt would be one
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / "tokenizer" / name).is_file():
+                raise BadInput(f"the base '{base}' lacks tokenizer/{name}", _AGAIN)
+    return {part: weights(folder, part, base, half=half) for part in CLASSES if part != "tokenizer"}
+
+
+def check_index(path: Path, base: str) -> None:
+    """Raises BadInput where a model_index.json is damaged or names a part of another class."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
         kinds = {part: index.get(part, [None, None])[1] for part in CLASSES}
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, IndexError):
         raise BadInput(f"the model_index.json of the base '{base}' is damaged", _AGAIN) from None
@@ -55,12 +71,6 @@ def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
         if kinds[part] not in classes:
             raise BadInput(f"{WHAT[part]} of the base '{base}' is {'missing' if kinds[part] is None else 'a '}"
                            f"{kinds[part] or ''}", f"use a base with a {classes[0]}")
-        needed = "tokenizer_config.json" if part == "tokenizer" else "config.json"
-        if not (folder / part / needed).is_file():
-            raise BadInput(f"the base '{base}' lacks {part}/{needed}", _AGAIN)
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise BadInput(f"the base '{base}' lacks scheduler/scheduler_config.json", _AGAIN)
-    return {part: weights(folder, part, base, half=half) for part in CLASSES if part != "tokenizer"}
 
 
 def weights(folder: Path, part: str, base: str, *, half: bool = False) -> Weights:
@@ -70,8 +80,8 @@ def weights(folder: Path, part: str, base: str, *, half: bool = False) -> Weight
         own = sorted(p for p in (folder / part).iterdir() if is_weights(p.name, part, variant))
         listed = [path for path in own if path.suffix == ".json"]
         whole = [path for path in own if path.name.count("-of-") == 0 and path.suffix != ".json"]
-        if listed or whole:
-            there[variant] = whole or _shards(folder / part, listed[0], base)
+        if listed or whole:                           # where there are both, the libraries go by the index
+            there[variant] = _shards(folder / part, listed[0], base) if listed else whole
     if not there:
         raise _without(folder, part, base)
     variant = "fp16" if "fp16" in there and (half or None not in there) else None
@@ -90,9 +100,16 @@ def is_weights(name: str, part: str, variant: str | None) -> bool:
                         rf"|{STEMS[part]}\.safetensors({v}\.index|\.index{v})\.json", name) is not None
 
 
+def is_pickle(name: str, part: str) -> bool:
+    """Is a file of this name the pickled weights of a part: whole, a shard, or either's fp16 variant?"""
+    stem = {"text_encoder": "pytorch_model"}.get(part, STEMS[part])
+    endings = "|".join(map(re.escape, PICKLED))
+    return re.fullmatch(rf"{stem}(\.fp16)?(-\d+-of-\d+)?(\.fp16)?({endings})", name) is not None
+
+
 def _without(folder: Path, part: str, base: str) -> BadInput:
     """The refusal of a part without safetensors."""
-    pickled = [path.name for path in sorted((folder / part).iterdir()) if path.suffix in PICKLED]
+    pickled = [path.name for path in sorted((folder / part).iterdir()) if is_pickle(path.name, part)]
     if pickled:
         return BadInput(f"{WHAT[part]} of the base '{base}' comes as a pickle alone ({part}/{pickled[0]}), which could "
                         "run code when it is read", f"convert it once, in a process of its own: videomage fetch {base} "
@@ -122,6 +139,8 @@ def _shards(folder: Path, index: Path, base: str) -> list[Path]:
 def header(path: Path) -> dict[str, dict]:
     """{name of a tensor: {"dtype", "shape", "data_offsets"}} of a safetensors file. Raises BadInput where the file is
     cut off or damaged."""
+    if not path.is_file():                            # a link whose target is gone
+        raise BadInput(f"{path} leads nowhere", _AGAIN)
     size = path.stat().st_size
     with path.open("rb") as handle:
         start = handle.read(8)

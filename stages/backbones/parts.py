@@ -29,7 +29,10 @@ def read_part(folder: Path, name: str, weights: Weights, dtype: torch.dtype) -> 
     with quietly(folder):
         module, found = KINDS[name].from_pretrained(
             folder / name, use_safetensors=True, variant=weights.variant, dtype=dtype, low_cpu_mem_usage=True,
-            output_loading_info=True)
+            output_loading_info=True, ignore_mismatched_sizes=True)
+    for key, stored, wanted in found["mismatched_keys"]:
+        raise BadInput(f"{WHAT[name]} in {folder}: the weight '{key}' is {tuple(stored)} in the file and "
+                       f"{tuple(wanted)} by the config", "copy or fetch the base again")
     missing = sorted(found["missing_keys"])
     foreign = sorted(key for key in found["unexpected_keys"] if not key.endswith(_HARMLESS))
     if missing or foreign:
@@ -52,6 +55,8 @@ def quietly(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error):
+            raise
         raise BadInput(f"the base in {folder} cannot be loaded ({error})", "copy or fetch it again") from error
     finally:
         for log in libraries:

@@ -46,17 +46,19 @@ class UNet3D:
     temporal convolutions hold dropout.
 
     Each part is read when it is first asked for, once. The denoiser then stays on the device; the autoencoder and the
-    text encoder wait in the machine's memory and visit the device for as long as they work: none of them takes room
-    while the denoiser trains or samples. low_memory: less memory for more time, and the same numbers to rounding:
-    what trains is computed twice (checkpointing.py), frames pass the autoencoder one by one, the rows of a batch the
-    denoiser one by one.
+    text encoder wait in the machine's memory and visit the device for as long as they work, so that neither takes room
+    while the denoiser trains or samples (but the text encoder stays once a token has been learned). origin: see
+    bases.origin. low_memory: less memory for more time, and the same numbers to rounding: what trains is computed twice
+    (checkpointing.py), frames pass the autoencoder one by one, the rows of a batch the denoiser one by one.
     """
 
     def __init__(self, folder: Path, weights: Mapping[str, Weights], *, name: str, revision: str, licence: str,
-                 video: Video, device: str = "cpu", dtype: str = "fp32", low_memory: bool = False) -> None:
+                 video: Video, origin: Mapping[str, str] | None = None, device: str = "cpu", dtype: str = "fp32",
+                 low_memory: bool = False) -> None:
         if dtype not in DTYPES:
             raise UsageError(f"'{dtype}' is no dtype", f"known are {', '.join(DTYPES)}")
-        self.name, self.revision, self.licence = name, revision, licence
+        self.name, self.revision, self.licence, self.origin = name, revision, licence, dict(
+            origin or {"base": name, "revision": revision})
         self.frames, self.fps, self.height, self.width = video.frames, video.fps, video.height, video.width
         self.device, self.dtype, self.low_memory = torch.device(device), DTYPES[dtype], low_memory
         self._folder, self._weights, self._parts = folder, weights, {}

@@ -217,11 +217,8 @@ def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
 
 def provenance(backbone: Backbone, targets: str, tokens: Iterable[str]) -> dict[str, str]:
     """What a LoRA's file says of its origin, beside what it was trained on: base and revision; targets, "subject" (the
-    spatial layers) or "motion" (the temporal ones); trigger, the tokens it was trained with; whose terms hold. A base
-    in a folder goes by the folder's name: where it lay is nobody's business."""
-    folder = Path(backbone.name).expanduser()
-    return {"base": folder.name if folder.exists() else backbone.name, "revision": backbone.revision,
-            "targets": targets, "trigger": " ".join(tokens),
+    spatial layers) or "motion" (the temporal ones); trigger, the tokens it was trained with; whose terms hold."""
+    return {**backbone.origin, "targets": targets, "trigger": " ".join(tokens),
             "licence": f"derived from weights whose licence is {backbone.licence}; their terms apply to it too"}
 
 
