@@ -40,9 +40,9 @@ sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores;
 sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
 	$(BIN)/python -m stages.sprites.quality
 
-bench-gpu: $(READY)  ## the machine's report and the demo, timed, on the first CUDA device
+bench-gpu: $(READY)  ## seconds and memory at ZeroScope's size on a CUDA device, beside the estimates
 	$(BIN)/videomage doctor
-	bash -c 'time $(BIN)/videomage demo $(DEMO)/gpu --device cuda'
+	$(BIN)/python -m bench.gpu
 
 clean:               ## remove what was built (not .venv, not runs/)
 	rm -rf build dist $(DEMO) .pytest_cache .ruff_cache *.egg-info

@@ -12,7 +12,7 @@ STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample"
 SEAMS = {"backbones", "segmenters", "metrics"}
 HOUSE = {"options", "presets", "prompts", "orders", "cuts", "auxiliary", "core"}          # what any stage may use
 TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(
-    f"stages.backbones.{name}" for name in ("bases", "folder", "fetch")), *(
+    f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
     f"stages.{name}" for name in HOUSE - {"core", "cuts", "auxiliary"}), *(f"stages.core.{name}" for name in (
         "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}

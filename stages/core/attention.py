@@ -87,6 +87,7 @@ def stop_after(model: nn.Module, site: Site | str) -> Iterator[None]:
             raise
     finally:
         handle.remove()
+        stop.__traceback__ = None      # exception -> frames -> closure -> exception: a cycle that holds the whole forward
 
 
 def run_until(model: nn.Module, site: Site | str, forward: Callable[[], object]) -> None:
