@@ -77,8 +77,9 @@ assert stages.__file__.startswith({str(tmp_path)!r}) and videomage_cli.__file__.
 from videomage_cli.app import app
 app(["init", "-p", "here"], standalone_mode=False)
 app(["status", "-p", "here"], standalone_mode=False)
-from stages.backbones import locate
+from stages.backbones import locate, video
 locate("sprites")
+assert video("zeroscope").frames == 24                     # from the shape that comes along
 """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
