@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stages.core.video import write_images
 from stages.core.workspace import Workspace
 from stages.options import resolve
 from videomage_cli.app import app
+from videomage_cli.doctor import pick_dtype
 from videomage_cli.estimates import Setting, advice, gib, span
 
 
@@ -91,6 +93,17 @@ def test_when_memory_runs_out_the_knobs_are_named_by_their_effect(tmp_path, base
     knobs = said.split("most effective first: ")[1]
     assert "memory ran out" in said and {"--low-memory", "--dtype bf16", "--batch 1"} <= {
         part.split(" (")[0] for part in knobs.split("; ")}
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_the_dtype_that_auto_stands_for(monkeypatch, computes):
+    """Seen without a GPU: which device is asked, and what follows."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(asked.append(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: computes)
+    assert pick_dtype("auto", "cuda:1,cuda:2", "zeroscope") == ("bf16" if computes else "fp16") and asked == ["cuda:1"]
+    assert pick_dtype("auto", "cuda", "sprites") == pick_dtype("auto", "cpu", "zeroscope") == "fp32"
+    assert pick_dtype("fp16", "cpu", "sprites") == "fp16"
 
 
 def test_units():

@@ -57,7 +57,7 @@ def pick_dtype(name: str, device: str, base: str) -> str:
         return name
     if base == "sprites" or not device.startswith("cuda"):
         return "fp32"
-    with torch.cuda.device(device):
+    with torch.cuda.device(device.split(",")[0]):          # of several, which are of one kind
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

@@ -87,7 +87,7 @@ def stop_after(model: nn.Module, site: Site | str) -> Iterator[None]:
             raise
     finally:
         handle.remove()
-        stop.__traceback__ = None      # exception -> frames -> closure -> exception: a cycle that holds the whole forward
+        stop.__traceback__ = None      # it leads to the forward's frames, and they, by `stop`, to it: a cycle that lives on
 
 
 def run_until(model: nn.Module, site: Site | str, forward: Callable[[], object]) -> None:
