@@ -87,7 +87,7 @@ def stop_after(model: nn.Module, site: Site | str) -> Iterator[None]:
             raise
     finally:
         handle.remove()
-        stop.__traceback__ = None      # it leads to the forward's frames, and they, by `stop`, to it: a cycle that lives on
+        stop.__traceback__ = None      # or it and its frames, which hold the whole forward, keep each other alive
 
 
 def run_until(model: nn.Module, site: Site | str, forward: Callable[[], object]) -> None:
