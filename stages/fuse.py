@@ -102,7 +102,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
             token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
                                     cache=plan.checkpoints, report=report, team=team))
-        finder = segmenters.load(options.segmenter, device=device, threshold=options.threshold)
+        finder = segmenters.load(options.segmenter, segmenters.Setup(device, options.threshold))
         videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
         cuts = {}
         for name, class_word in plan.request["subjects"].items():

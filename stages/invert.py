@@ -22,12 +22,13 @@ from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.denoise import denoising_loss, draw, encode, gaussian, invert_clip
 from .core.errors import BadInput
+from .core.framing import fit_size
 from .core.lora import save_tokens
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.team import ALONE, Team, on_devices
 from .core.train import fit
-from .core.video import fit_size, read_clip, read_masks
+from .core.video import read_clip, read_masks
 from .core.workspace import Artifact, Workspace
 from .options import InvertOptions, resolve
 from .prompts import motion_prompt, placeholder, slug, subject_prompt

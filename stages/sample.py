@@ -133,7 +133,7 @@ def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: Tar
     noise (1, C, F, h, w) inverted from them the way that invert went for the clip itself)."""
     motion, options = plan.request["motion"], plan.options
     shape = (options.frames or backbone.frames, backbone.height, backbone.width)
-    finder = segmenters.load(options.segmenter, device=str(backbone.device), threshold=options.threshold)
+    finder = segmenters.load(options.segmenter, segmenters.Setup(str(backbone.device), options.threshold))
     parts = roles(target, motion_prompt(project.motion(motion).prompt))
     cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], shape, finder, project.subject(name).class_word,
                               report) for name in parts.values()}

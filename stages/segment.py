@@ -48,8 +48,8 @@ def segment(project: Workspace, name: str | None = None, options: SegmentOptions
                        'say it: --actors person horse; or give the motion a prompt with brackets: "a [person] waves"')
     with plan.making(report, force=force) as out:
         frames_FHWC = _keep(plan.inputs, out)
-        masks = segmenters.load(plan.options.segmenter, device=device, masks=plan.inputs.get("masks"),
-                                threshold=plan.options.threshold).masks(frames_FHWC, phrases)
+        masks = segmenters.load(plan.options.segmenter, segmenters.Setup(
+            device, plan.options.threshold, masks=plan.inputs.get("masks"))).masks(frames_FHWC, phrases)
         tracks = {phrase: masks[phrase].masks for phrase in phrases}
         plan.facts["shares of the frames"] = _shares(tracks, report)
         for phrase, track in tracks.items():

@@ -75,7 +75,7 @@ def test_segmenters_and_metrics_see_what_training_saw(folder):
                        for look, _ in list(SUBJECTS.values())[:3]])
     for metric in (clip_metric.load(folder / "clip"), dino_metric.load(folder / "dino")):
         assert torch.allclose(metric.image_features(frames), metric.image_features(enlarge(frames, 8)), atol=1e-5)
-    seen = segmenters.load("clipseg", model=folder / "clipseg", threshold=0.5)
+    seen = segmenters.load("clipseg", segmenters.Setup(model=folder / "clipseg"))
     judge = Judge.load(CLIPSegForImageSegmentation, folder / "clipseg")
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():

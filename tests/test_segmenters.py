@@ -14,6 +14,7 @@ from stages import segmenters
 from stages.core.errors import BadInput, UsageError
 from stages.core.video import write_images, write_masks
 from stages.core.vision import CHUNK, Preparation
+from stages.segmenters import Setup
 from stages.segmenters.clipseg import ClipSeg
 
 SIDE = 16
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finder(folder):
-    return segmenters.load("clipseg", model=folder, threshold=0.5)
+    return segmenters.load("clipseg", Setup(model=folder, threshold=0.5))
 
 
 def pictures(count=3, height=24, width=32, seed=0):
@@ -123,7 +124,7 @@ def test_the_folder_says_how_pictures_are_prepared(folder, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(folder, own)
     Preparation((SIDE, SIDE), None, (0.5,) * 3, (0.5,) * 3, int(Image.Resampling.BOX)).save(own)
-    finder = ClipSeg(model=own)
+    finder = ClipSeg(Setup(model=own))
     assert finder.prepare == Preparation((SIDE, SIDE), None, (0.5,) * 3, (0.5,) * 3, int(Image.Resampling.BOX))
     frames = pictures(1, SIDE, SIDE)
     assert np.allclose(finder.probabilities(frames.repeat(4, 1).repeat(4, 2), ["dog"]).mean(),
@@ -131,17 +132,17 @@ def test_the_folder_says_how_pictures_are_prepared(folder, tmp_path):
     (own / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": SIDE}, "crop_size": SIDE,
                                                               "do_center_crop": True}))
     with pytest.raises(BadInput, match="looks at the middle"):
-        ClipSeg(model=own)
+        ClipSeg(Setup(model=own))
 
 
 def test_what_clipseg_refuses(folder, finder, tmp_path):
     with pytest.raises(BadInput, match="the CLIPSeg model is not in .*nowhere.*--segmenter given"):
-        segmenters.load("clipseg", model=tmp_path / "nowhere")
+        segmenters.load("clipseg", Setup(model=tmp_path / "nowhere"))
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match="no tokenizer"):
-        segmenters.load("clipseg", model=bare)
+        segmenters.load("clipseg", Setup(model=bare))
     with pytest.raises(UsageError, match="nothing to look for.*--actors"):
         finder.masks(pictures(1), [])
     with pytest.raises(BadInput, match="tokens long, and the CLIPSeg model reads 20"):
@@ -163,7 +164,7 @@ def drawn(root, height=24, width=32):
 
 def test_given_masks_come_back_as_drawn(tmp_path):
     tracks = drawn(tmp_path)
-    found = segmenters.load("given", masks=tmp_path).masks(pictures(), ["Tall horse", "person"])
+    found = segmenters.load("given", Setup(masks=tmp_path)).masks(pictures(), ["Tall horse", "person"])
     assert list(found) == ["Tall horse", "person"]
     assert np.array_equal(found["person"].masks, tracks["a"]) and np.array_equal(found["Tall horse"].masks, tracks["b"])
     assert found["Tall horse"].confidence.tolist() == [1, 0, 1]
@@ -171,7 +172,7 @@ def test_given_masks_come_back_as_drawn(tmp_path):
 
 def test_given_masks_are_brought_to_the_frames(tmp_path):
     tracks = drawn(tmp_path, 12, 16)
-    found = segmenters.load("given", masks=tmp_path).masks(pictures(), ["person"])["person"].masks
+    found = segmenters.load("given", Setup(masks=tmp_path)).masks(pictures(), ["person"])["person"].masks
     assert np.array_equal(found, tracks["a"].repeat(2, 1).repeat(2, 2))
 
 
@@ -180,13 +181,13 @@ def test_natural_order_of_given_masks(tmp_path):
         write_images(tmp_path / "made", np.full((1, 24, 32, 3), 255 * (n == 10), np.uint8))
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "made" / "0000.png").rename(tmp_path / "a" / f"frame{n}.png")
-    assert segmenters.load("given", masks=tmp_path).masks(pictures(), ["a"])["a"].masks.any((1, 2)).tolist() == [
+    assert segmenters.load("given", Setup(masks=tmp_path)).masks(pictures(), ["a"])["a"].masks.any((1, 2)).tolist() == [
         False, False, True]
 
 
 def test_what_given_refuses(tmp_path):
     drawn(tmp_path)
-    finder = segmenters.load("given", masks=tmp_path)
+    finder = segmenters.load("given", Setup(masks=tmp_path))
     with pytest.raises(BadInput, match=r"no sub-folder for 'dog' \(it has: person, tall-horse\)"):
         finder.masks(pictures(), ["dog"])
     with pytest.raises(BadInput, match="holds 3 masks for 4 pictures"):
@@ -194,35 +195,35 @@ def test_what_given_refuses(tmp_path):
     with pytest.raises(BadInput, match="32 x 24, and the pictures 32 x 32"):
         finder.masks(pictures(3, 32, 32), ["person"])
     with pytest.raises(BadInput, match="is not a folder"):
-        segmenters.load("given", masks=tmp_path / "nowhere")
+        segmenters.load("given", Setup(masks=tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="--masks FOLDER"):
         segmenters.load("given")
 
 
 # -- the seam ---------------------------------------------------------------------------------------------------------
 def test_an_unknown_segmenter_names_the_known(tmp_path):
-    with pytest.raises(UsageError, match="'sam' is no segmenter.*clipseg, given"):
+    with pytest.raises(UsageError, match="'sam' is no segmenter.*grounded-sam2, clipseg, given"):
         segmenters.load("sam")
 
 
 def test_another_segmenter_is_one_line(monkeypatch):
-    """What Grounded-SAM2 will do: a class in a file of its own, which takes load's keywords."""
+    """A class in a file of its own, made from a Setup."""
     import sys
     import types
 
     module = types.ModuleType("stages.segmenters.everything")
 
     class Everything:
-        def __init__(self, *, device, model, masks, threshold):
-            self.told = (device, model, masks, threshold)
+        def __init__(self, setup):
+            self.told = (setup.device, setup.model, setup.threshold)
 
-        def masks(self, frames, phrases):
+        def masks(self, frames, phrases, hints=()):
             full = np.ones(frames.shape[:3], bool)
             return {phrase: segmenters.Masks(full, segmenters.confidence(full, full * 0.5)) for phrase in phrases}
 
     module.Everything = Everything
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(segmenters.SEGMENTERS, "everything", "Everything")
-    finder = segmenters.load("everything", device="cpu", model="m", threshold=0.3)
-    assert finder.told == ("cpu", "m", None, 0.3)
+    monkeypatch.setitem(segmenters.SEGMENTERS, "everything", ("everything", "Everything"))
+    finder = segmenters.load("everything", Setup(device="cpu", model="m", threshold=0.3))
+    assert finder.told == ("cpu", "m", 0.3)
     assert finder.masks(pictures(), ["x"])["x"].confidence.tolist() == [0.5] * 3

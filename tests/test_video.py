@@ -10,6 +10,7 @@ from PIL import Image
 
 from stages.core import video
 from stages.core.errors import BadInput
+from stages.core.framing import fit_size
 from stages.core.sheets import contact_sheet, overlay
 
 
@@ -134,9 +135,9 @@ def test_pictures_in_natural_order_and_one_size(tmp_path):
 def test_fit_size_crops_the_middle_and_reduces_by_exact_means():
     picture = np.zeros((1, 64, 96, 3), np.uint8)
     picture[:, :, 16:80] = 200                                          # the middle square
-    assert (video.fit_size(picture, (32, 32)) == 200).all()
+    assert (fit_size(picture, (32, 32)) == 200).all()
     checks = np.indices((64, 64)).sum(0)[None, ..., None] % 2 * np.full(3, 200, np.uint8)
-    assert (video.fit_size(checks.astype(np.uint8), (32, 32)) == 100).all()
+    assert (fit_size(checks.astype(np.uint8), (32, 32)) == 100).all()
 
 
 def test_masks_round_trip_and_a_shorter_track_replaces_a_longer_one(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, ImageSequence, PngImagePlugin, UnidentifiedImag
 
 from .containers import count_frames, declared_frames
 from .errors import BadInput
+from .framing import fit_size
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 ANIMATIONS = {".gif", ".webp", ".apng"}          # what Pillow reads frame by frame; decord fails on GIF
@@ -87,18 +88,6 @@ def read_masks(folder: Path | str, size: tuple[int, int] | None = None) -> np.nd
     if len({picture.size for picture in pictures}) > 1:
         raise BadInput(f"the masks in {folder} have several sizes", "Frames of one clip need one size")
     return np.stack([np.asarray(picture) > 127 for picture in pictures])
-
-
-def fit_size(frames_FHWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Crop the middle to the aspect of size (H, W), then resize; whole-number reductions are exact means."""
-    height, width = frames_FHWC.shape[1:3]
-    if (height, width) == tuple(size):
-        return frames_FHWC
-    scale = min(height / size[0], width / size[1])
-    tall, wide = size[0] * scale, size[1] * scale
-    box = ((width - wide) / 2, (height - tall) / 2, (width + wide) / 2, (height + tall) / 2)
-    how = Image.Resampling.BOX if scale >= 1 and scale == int(scale) else Image.Resampling.LANCZOS
-    return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], how, box=box)) for f in frames_FHWC])
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

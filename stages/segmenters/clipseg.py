@@ -16,7 +16,8 @@ from transformers import CLIPSegForImageSegmentation
 
 from ..core.errors import BadInput, UsageError
 from ..core.vision import Preparation, Words, checked_frames, in_chunks, read_model
-from . import Masks, confidence
+from ..sprites.looks import SMALL
+from . import Hint, Masks, Setup, confidence, no_hints
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "clipseg"
 WHAT = "the CLIPSeg model"
@@ -25,21 +26,22 @@ REMEDY = ("Give a folder with a CLIPSegForImageSegmentation and its tokenizer; o
 
 
 class ClipSeg:
-    """Holds the network. model: a folder in transformers' format, None for the sprites one."""
+    """Holds the network. Of the setup: device, model, threshold."""
 
-    def __init__(self, *, device: str = "cpu", model: Path | str | None = None, masks: object = None,
-                 threshold: float = 0.5) -> None:
-        folder = Path(model or SPRITES)
-        self.device, self.threshold = device, threshold
+    def __init__(self, setup: Setup) -> None:
+        folder = Path(setup.model or SPRITES)
+        self.device, self.threshold = setup.device, setup.threshold
+        self.usual = () if setup.model else SMALL.shapes
         self.network = read_model({"clipseg": CLIPSegForImageSegmentation.from_pretrained}, folder, WHAT, REMEDY,
-                                  device)
+                                  setup.device)
         self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)
         self.prepare = Preparation.of(folder, self.network.config.vision_config.image_size, whole=True)
         if self.prepare.crop:
             raise BadInput(f"{WHAT} in {folder} looks at the middle of a picture only (do_center_crop)", REMEDY)
 
-    def masks(self, frames: np.ndarray, phrases: Sequence[str]) -> dict[str, Masks]:
+    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = ()) -> dict[str, Masks]:
         """Each pixel goes to the phrase with the highest probability there, if that is above the threshold."""
+        no_hints(hints, "clipseg")
         phrases = list(dict.fromkeys(phrases))
         if not phrases or not all(phrase.strip() for phrase in phrases):
             raise UsageError("there is nothing to look for", "name it: --actors person horse")

@@ -13,24 +13,28 @@ import numpy as np
 from ..core.errors import BadInput, UsageError
 from ..core.video import read_masks
 from ..core.vision import checked_frames
-from . import Masks
+from . import Hint, Masks, Setup, no_hints
 
 
 class Given:
-    """masks: the folder."""
+    """Of the setup: masks, the folder. usual: its sub-folders."""
 
-    def __init__(self, *, device: str = "cpu", model: object = None, masks: Path | str | None = None,
-                 threshold: float = 0.5) -> None:
-        if masks is None:
+    def __init__(self, setup: Setup) -> None:
+        if setup.masks is None:
             raise UsageError("the segmenter 'given' was given no masks",
                              "name their folder: --masks FOLDER, with a sub-folder of PNGs for each actor")
-        self.folder = Path(masks)
+        self.folder = Path(setup.masks)
         if not self.folder.is_dir():
             raise BadInput(f"{self.folder} is not a folder", "--masks takes a folder with a sub-folder for each actor")
 
-    def masks(self, frames: np.ndarray, phrases: Sequence[str]) -> dict[str, Masks]:
+    @property
+    def usual(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+
+    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = ()) -> dict[str, Masks]:
         """One picture per frame, in natural order of their names, brought to the frames' size. Masks may overlap: they
         are kept as drawn. Raises BadInput where a phrase, a picture or the aspect is missing or differs."""
+        no_hints(hints, "given")
         count, *size = checked_frames(frames).shape[:3]
         tracks = {phrase: self._read(phrase, count, tuple(size)) for phrase in dict.fromkeys(phrases)}
         return {phrase: Masks(track, track.any((1, 2)).astype(np.float64)) for phrase, track in tracks.items()}

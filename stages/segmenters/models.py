@@ -1,0 +1,57 @@
+"""The weights of Grounded-SAM2, and where they lie on this machine. Imports no torch and asks no network.
+
+A model is named by the id of a hub repository, "owner/name" or "owner/name@revision", which is looked for where
+huggingface_hub keeps what it downloads (HF_HOME), or by a folder in transformers' format.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import BadInput, MissingPrerequisite
+
+NAME = "grounded-sam2"              # what `videomage fetch` calls the two together
+
+
+@dataclass(frozen=True)
+class Weights:
+    """what: how people call it. megabytes: to download. Facts of the repositories' cards."""
+
+    what: str
+    repo: str
+    licence: str
+    megabytes: int
+
+
+KNOWN = (Weights("Grounding DINO", "IDEA-Research/grounding-dino-tiny", "Apache-2.0", 690),
+         Weights("SAM2", "facebook/sam2.1-hiera-tiny", "Apache-2.0", 156))
+
+
+def terms(name: str) -> str:
+    """"Apache-2.0, 156 MB to download" of one of KNOWN, else ""."""
+    found = next((one for one in KNOWN if one.repo == name.partition("@")[0]), None)
+    return f"{found.licence}, {found.megabytes} MB to download" if found else ""
+
+
+def find(name: str) -> Path | None:
+    """The folder of a model, or None. Raises BadInput for what can be the name of none."""
+    if (Path(name).expanduser() / "config.json").is_file():
+        return Path(name).expanduser()
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repo, _, revision = name.partition("@")
+    try:
+        found = try_to_load_from_cache(repo, "config.json", revision=revision or None, cache_dir=constants.HF_HUB_CACHE)
+    except HFValidationError:
+        raise BadInput(f"'{name}' is neither a folder with a config.json nor the name of a repository",
+                       "mind the spelling") from None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def locate(name: str, what: str) -> Path:
+    """The folder of a model. Raises MissingPrerequisite for one that is not on this machine, naming what fetches it."""
+    if (folder := find(name)) is not None:
+        return folder
+    known = f" ({terms(name)})" if terms(name) else ""
+    raise MissingPrerequisite(f"{what}, {name}{known}, is not on this machine", f"Run: videomage fetch {name}")
