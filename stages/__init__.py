@@ -6,11 +6,13 @@ The library is `from stages.fuse import fuse` and its six siblings; they meet on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from .backbones import base_of, video
 from .core.captions import select
-from .core.errors import VideomageError
+from .core.errors import MissingPrerequisite, VideomageError
 from .core.workspace import Input, Stage, Workspace
 from .options import OPTIONS, resolve
 from .prompts import motion_prompt
@@ -48,16 +50,24 @@ def _segment_request(project: Workspace, name: str) -> dict:
     family, own = _segmented(project, name).split("/", 1)
     if family == "motions":
         prompt = project.motion(own).prompt if own in project.motions() else ""
-        return {"phrases": list(motion_prompt(prompt).actors) if prompt else []}
+        return {"phrases": list(motion_prompt(prompt).actors) if prompt else [], **_sampled_for(project)}
     return {"phrases": [project.subject(own).class_word] if own in project.settings.subjects else []}
+
+
+def _sampled_for(project: Workspace) -> dict:
+    """The videos of the base, for which the clip's frames are sampled; nothing while the base cannot say."""
+    try:
+        return {"video": asdict(video(base_of(project), project.settings.video))}
+    except MissingPrerequisite:
+        return {}
 
 
 def _clip(project: Workspace, motion: str) -> Input:
     """The clip that project.yaml names, else the copy that segment keeps."""
     wanted = project.settings.motion
-    path = project.motion_folder(motion) / "clip.mp4"
-    named = project.locate(wanted.clip) if wanted and wanted.name == motion and wanted.clip else path
-    return Input(named if named.exists() or not path.exists() else path, f"the clip of the motion '{motion}'",
+    kept = next(iter(sorted(project.motion_folder(motion).glob("clip*"))), project.motion_folder(motion) / "clip.mp4")
+    named = project.locate(wanted.clip) if wanted and wanted.name == motion and wanted.clip else kept
+    return Input(named if named.exists() or not kept.exists() else kept, f"the clip of the motion '{motion}'",
                  remedy="name it: videomage segment CLIP, or motion.clip in project.yaml")
 
 
@@ -66,23 +76,29 @@ def _prompt(project: Workspace, name: str) -> dict:
     return {"prompt": prompt} if prompt else {}
 
 
+def _frames(project: Workspace, motion: str) -> Input:
+    """The frames that segment took of the clip (core/takes.py)."""
+    folder = project.motion_folder(motion)
+    return Input((folder / "frames", folder / "frames.json"), f"the frames of the clip of '{motion}'",
+                 STAGES["segment"], f"motions/{motion}")
+
+
 # -- invert, learn-motion --------------------------------------------------------------------------------------------
 def _invert_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    folder = project.motion_folder(name)
-    made = {"stage": STAGES["segment"], "name": f"motions/{name}"}
-    return {"clip": Input(folder / "clip.mp4", f"the segmented clip of '{name}'", **made),
+    folder, made = project.motion_folder(name), {"stage": STAGES["segment"], "name": f"motions/{name}"}
+    return {"frames": _frames(project, name),
             "masks": Input(folder / "masks", f"the masks of the actors of '{name}'", **made)}
 
 
 def _motion_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    folder = project.motion_folder(name)
-    return {"clip": Input(folder / "clip.mp4", f"the segmented clip of '{name}'", STAGES["segment"], f"motions/{name}"),
-            "tokens": Input(folder / "tokens.safetensors", f"the actors' tokens of '{name}'", STAGES["invert"], name)}
+    path = project.motion_folder(name) / "tokens.safetensors"
+    return {"frames": _frames(project, name),
+            "tokens": Input(path, f"the actors' tokens of '{name}'", STAGES["invert"], name)}
 
 
 # -- learn-subject, fuse ---------------------------------------------------------------------------------------------
 def _subject_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    inputs = {"images": _photos(project, name)}
+    inputs = {"images": _photos(project, name), **_photo_masks(project, name)}
     if options.auxiliary and options.lambda1 > 0:
         inputs["auxiliary"] = _auxiliary(project.locate(options.auxiliary), options.auxiliary_count)
     return inputs
@@ -101,6 +117,15 @@ def _photos(project: Workspace, name: str) -> Input:
     return Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy)
 
 
+def _photo_masks(project: Workspace, name: str, label: str = "masks") -> dict[str, Input]:
+    """Where the subject is in its photos; nothing for photos that were not segmented."""
+    folder = project.subject_folder(name) / "masks"
+    if not folder.is_dir():
+        return {}
+    stage = STAGES["segment"] if (folder.parent / "segment.json").is_file() else None
+    return {label: Input(folder, f"the masks of the photos of '{name}'", stage, f"subjects/{name}")}
+
+
 def _subject_request(project: Workspace, name: str) -> dict:
     return {"class": project.settings.subjects[name].class_word} if name in project.settings.subjects else {}
 
@@ -114,16 +139,25 @@ def _learned(project: Workspace, name: str) -> dict[str, Input]:
 
 def _fuse_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
     inputs = {label: item for subject in name.split("+") for label, item in _learned(project, subject).items()}
-    if options.cuts == "photos":
-        inputs |= {f"{subject}/images": _photos(project, subject) for subject in name.split("+")}
+    for subject in name.split("+") if options.cuts == "photos" else ():
+        inputs |= {f"{subject}/images": _photos(project, subject),
+                   **_photo_masks(project, subject, f"{subject}/masks")}
     return inputs
+
+
+def _finder(project: Workspace, stage: str) -> dict:
+    """How Grounded-SAM2 is set up where a stage besides segment looks with it: as the options of segment say."""
+    if resolve(stage, project.settings).segmenter != "grounded-sam2":
+        return {}
+    own = resolve("segment", project.settings)
+    return {"finder": [own.detector, own.tracker, own.through, own.box_threshold, own.text_threshold]}
 
 
 def _fuse_request(project: Workspace, name: str) -> dict:
     """The subjects and their plain class words, which the segmenter looks for in their videos."""
     known = project.subjects()
     return {"subjects": {subject: project.subject(subject).class_word for subject in name.split("+")}
-            if all(subject in known for subject in name.split("+")) else {}}
+            if all(subject in known for subject in name.split("+")) else {}, **_finder(project, "fuse")}
 
 
 # -- sample, eval ----------------------------------------------------------------------------------------------------
@@ -144,7 +178,9 @@ def _sample_inputs(project: Workspace, name: str, options, request: Mapping) -> 
                                        STAGES["invert"], motion)
     if motion and subjects and options.inverted == "cast" and options.beta > 0:
         inputs |= {f"motion/{label}": item for label, item in _invert_inputs(project, motion, options, request).items()}
-        inputs |= {f"{subject}/images": _photos(project, subject) for subject in subjects}
+        for subject in subjects:
+            inputs |= {f"{subject}/images": _photos(project, subject),
+                       **_photo_masks(project, subject, f"{subject}/masks")}
     return inputs
 
 
@@ -161,6 +197,7 @@ def _score_inputs(project: Workspace, name: str, options, request: Mapping) -> d
     for subject in request.get("subjects") or ():
         inputs[f"photos-{subject}"] = Input(project.photos(subject), f"photos of the subject '{subject}'",
                                             STAGES["learn-subject"], subject)
+        inputs |= _photo_masks(project, subject, f"masks-{subject}")
     for label in ("clip", "dino"):
         if getattr(options, label):
             folder = project.locate(getattr(options, label))
@@ -175,8 +212,9 @@ def _add(name: str, kind: str, summary: str, *, function: str = "", **rest) -> N
 
 
 _add("segment", "motion", "Find the actors of a clip, or the subject of photos: a mask track for each.",
-     needs=(), files=("masks", "overlay.png"), folder=_segmented, names=_segment_names, inputs=_segment_inputs,
-     request=_segment_request, command=lambda name: f"videomage segment {name.split('/')[-1]}", uses_base=False)
+     needs=(), files=("masks", "overlay.png"), editable=("masks/",), folder=_segmented, names=_segment_names,
+     inputs=_segment_inputs, request=_segment_request,
+     command=lambda name: f"videomage segment {name.split('/')[-1]}", uses_base=False)
 _add("invert", "motion", "Learn the looks of the clip's actors as tokens, and find the noise the clip came from.",
      needs=("segment",), files=("tokens.safetensors", "noise.safetensors", "invert-preview.png"),
      folder=lambda project, name: f"motions/{name}", names=Workspace.motions, inputs=_invert_inputs, request=_prompt,

@@ -21,7 +21,7 @@ from .core.captions import Captioned, Selection, select
 from .core.denoise import draw, encode, gaussian, go_on
 from .core.errors import BadInput, Locked
 from .core.report import Report
-from .core.video import read_clip
+from .core.takes import sampled
 from .core.workspace import Workspace
 from .options import LearnSubjectOptions
 from .presets import auxiliary_prompts
@@ -79,11 +79,12 @@ def taken(project: Workspace, backbone: Backbone, options: LearnSubjectOptions, 
     size, folder = (backbone.height, backbone.width), project.cache("auxiliary") / "clips"
 
     def make(clip: Captioned) -> Tensor:
-        return encode(backbone, read_clip(clip.path, frames=backbone.frames, size=size, window=clip.window)[None])
+        return encode(backbone, sampled(clip.path, fps=backbone.fps, frames=backbone.frames, size=size,
+                                        window=clip.window)[None])
 
     def key(clip: Captioned) -> str:
-        return _digest([project.sha256(clip.path), clip.window, backbone.frames, size, backbone.revision,
-                        str(backbone.dtype)])
+        return _digest([project.sha256(clip.path), clip.window, backbone.frames, backbone.fps, size,
+                        backbone.revision, str(backbone.dtype)])
 
     clips = [Latents(folder / f"{key(clip)}.safetensors", f"auxiliary-{key(clip)}", partial(make, clip),
                      {"encoding": clip.path.name}) for clip in found.clips]

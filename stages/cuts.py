@@ -1,7 +1,7 @@
 """Subjects cut out of pictures by a segmenter: for the compositions of fuse, and to recast the clip for sample."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,27 @@ from . import segmenters
 from .core.cutmix import Cut, recast
 from .core.errors import BadInput
 from .core.report import Report, silent
-from .core.video import read_clip, read_images
+from .core.takes import read_take
+from .core.video import read_masks
+from .core.workspace import Workspace
+from .options import FuseOptions, SampleOptions, resolve
+from .photos import Photo, read_photos
 from .prompts import slug
+from .segmenters import Segmenter, Setup
 
 SEEN = 0.5      # a video counts if its subject is found in at least this share of its frames
 
 
-def from_videos(name: str, videos: Sequence[np.ndarray], finder: segmenters.Segmenter, class_word: str,
+def finder_of(project: Workspace, options: FuseOptions | SampleOptions, device: str) -> Segmenter:
+    """The segmenter of fuse or sample: its name and threshold are theirs, everything else is what the project says of
+    segment."""
+    own = resolve("segment", project.settings)
+    setup = Setup(device, options.threshold, own.box_threshold, own.text_threshold, "one", own.detector, own.tracker,
+                  own.through)
+    return segmenters.load(options.segmenter, setup)
+
+
+def from_videos(name: str, videos: Sequence[np.ndarray], finder: Segmenter, class_word: str,
                 report: Report = silent) -> list[Cut]:
     """The videos (F, H, W, 3) of one subject in which it was found, with its masks. Raises BadInput for none."""
     tracks = [np.asarray(finder.masks(video, [class_word])[class_word].masks) for video in videos]
@@ -25,31 +39,39 @@ def from_videos(name: str, videos: Sequence[np.ndarray], finder: segmenters.Segm
                     "look at the subject's preview; then train it longer", report)
 
 
-def from_photos(name: str, photos: Sequence[Path], shape: tuple[int, int, int], finder: segmenters.Segmenter,
-                class_word: str, report: Report = silent) -> list[Cut]:
-    """The photos of one subject in which it was found, with its masks. shape: (F, H, W), how often each is repeated and
-    what size it is brought to. Raises BadInput for none."""
+def from_photos(name: str, photos: Sequence[Path], masks: Path | None, shape: tuple[int, int, int],
+                finder: Callable[[], Segmenter], class_word: str, report: Report = silent) -> list[Cut]:
+    """The photos of one subject in which it was found, with its masks: those of `segment`, else those of the segmenter
+    that `finder` loads. shape: (F, H, W), how often each is repeated and what size it is brought to. Raises BadInput
+    for none."""
     frames, *size = shape
-    pictures = read_images(photos, tuple(size))
-    masks = np.asarray(finder.masks(pictures, [class_word])[class_word].masks)
-    cuts = [Cut.of_photo(picture, mask, frames) for picture, mask in zip(pictures, masks) if mask.any()]
-    return _counted(cuts, len(pictures), f"photos of '{name}'", class_word, "look at the photos", report)
+    found = read_photos(photos, masks, report)
+    if masks is None:
+        look = finder()
+        found = [Photo(p.picture, look.masks(p.picture[None], [class_word])[class_word].masks[0]) for p in found]
+    held = [photo.holding(tuple(size)) for photo in found if photo.mask is not None]
+    cuts = [Cut.of_photo(photo.picture, photo.mask, frames) for photo in held if photo.mask.any()]
+    return _counted(cuts, len(found), f"photos of '{name}'", class_word, "look at the photos", report)
 
 
-def recast_clip(clip: Path, masks: Path, shape: tuple[int, int, int], roles: Mapping[str, str],
+def recast_clip(folder: Path, shape: tuple[int, int, int], roles: Mapping[str, str],
                 cuts: Mapping[str, Sequence[Cut]]) -> np.ndarray:
-    """The clip with a subject in the place of each actor that has one -> uint8 (F, H, W, 3), of this shape (F, H, W).
-    roles: {actor: subject}. Of a subject's cuts the one that shows most of it is taken. Raises BadInput where the clip
-    was not segmented for an actor."""
+    """The clip with a subject in the place of each actor that has one -> uint8 (F, H, W, 3), of this shape (F, H, W):
+    the beginning of its first window. folder: the motion's. roles: {actor: subject}. Of a subject's cuts the one that
+    shows most of it is taken. Raises BadInput where the clip was not segmented for an actor, or for fewer frames."""
     frames, *size = shape
-    how = {"frames": frames, "size": tuple(size)}
-    absent = [actor for actor in roles if not (masks / slug(actor)).is_dir()]
+    absent = [actor for actor in roles if not (folder / "masks" / slug(actor)).is_dir()]
     if absent:
         raise BadInput(f"the clip was segmented without '{absent[0]}'", "Run: videomage segment --force")
-    frames_FHWC = read_clip(clip, **how)
+    take = read_take(folder, tuple(size))
+    frames_FHWC = take.window()[:frames]
+    if len(frames_FHWC) < frames:
+        raise BadInput(f"the clip was segmented for {take.length} frames, and {frames} are asked for",
+                       "leave --frames out, or sample with --beta 0")
     if not roles:
         return frames_FHWC
-    tracks = [read_clip(masks / slug(actor), **how)[..., 0] > 127 for actor in roles]
+    first = take.windows[0]
+    tracks = [read_masks(folder / "masks" / slug(actor), tuple(size))[first:first + frames] for actor in roles]
     fullest = [max(cuts[subject], key=lambda cut: cut.masks.sum()) for subject in roles.values()]
     return recast(frames_FHWC, tracks, fullest).frames
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import STAGES
 from .core.errors import MissingPrerequisite
 from .core.report import Report, silent
-from .core.video import read_clip, read_images
+from .core.video import read_clip
 from .core.workspace import Artifact, Workspace
 from .metrics import clip as clip_metric
 from .metrics import dino as dino_metric
@@ -26,8 +26,10 @@ from .metrics.clip import Clip
 from .metrics.dino import Dino
 from .options import EvalOptions
 from .orders import target_of
+from .photos import Photo, read_photos
 
 SUMMARY = "summary.json"
+CUT = ", cut out"          # columns of identity whose references are the subject without its photo's surroundings
 
 
 def evaluate(project: Workspace, samples: Sequence[str] | None = None, options: EvalOptions | None = None, *,
@@ -47,7 +49,7 @@ def evaluate(project: Workspace, samples: Sequence[str] | None = None, options: 
         if force or not plan.state():
             with plan.making(report, force=force) as out:
                 judges = judges or _judges(project, plan.inputs, device)
-                photos = {subject: [read_images([path])[0] for path in plan.inputs[f"photos-{subject}"]]
+                photos = {subject: read_photos(plan.inputs[f"photos-{subject}"], plan.inputs.get(f"masks-{subject}"))
                           for subject in plan.request["subjects"]}
                 prompt = target_of(project, plan.request["prompt"]).plain
                 scores = score(*judges, read_clip(plan.inputs["frames"]), prompt, photos)
@@ -60,21 +62,27 @@ def evaluate(project: Workspace, samples: Sequence[str] | None = None, options: 
 
 
 def score(clip: Clip, dino: Dino, frames_FHWC: np.ndarray, prompt: str,
-          photos: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float | None]:
-    """The four scores of one video. prompt: with class words. photos: {subject: pictures uint8 (H, W, 3)}."""
-    seen = clip.image_features(frames_FHWC)
-    shown = {name: _features(clip, pictures) for name, pictures in photos.items()}
-    identity = {name: _features(dino, pictures) for name, pictures in photos.items()}
-    return {"CLIP-T": clip_metric.clip_t(seen, clip.text_features([prompt])[0]),
-            "CLIP-I": clip_metric.clip_i(seen, shown) if photos else None,
-            "DINO-I": dino_metric.dino_i(dino.image_features(frames_FHWC), identity) if photos else None,
-            "T. Cons.": clip_metric.t_cons(seen) if len(frames_FHWC) > 1 else None}
+          photos: Mapping[str, Sequence[Photo]]) -> dict[str, float | None]:
+    """The scores of one video. prompt: with class words. photos: {subject: its photos}. Where every photo was
+    segmented, CLIP-I and DINO-I are given against the subject cut out of them as well (**ours**): the place of a photo
+    counts for the former and not for the latter."""
+    seen, alike = clip.image_features(frames_FHWC), dino.image_features(frames_FHWC)
+    whole = {name: [photo.picture for photo in own] for name, own in photos.items()}
+    cut = {name: [photo.cut_out() for photo in own] for name, own in photos.items()
+           if all(photo.mask is not None for photo in own)}
+    out = {"CLIP-T": clip_metric.clip_t(seen, clip.text_features([prompt])[0])}
+    for column, pictures in (("", whole), (CUT, cut if len(cut) == len(photos) else {})):
+        shown = {name: _features(clip, own) for name, own in pictures.items()}
+        identity = {name: _features(dino, own) for name, own in pictures.items()}
+        out[f"CLIP-I{column}"] = clip_metric.clip_i(seen, shown) if pictures else None
+        out[f"DINO-I{column}"] = dino_metric.dino_i(alike, identity) if pictures else None
+    return {**out, "T. Cons.": clip_metric.t_cons(seen) if len(frames_FHWC) > 1 else None}
 
 
 def summary(scores: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """{video: its scores} -> the mean of each score over the videos that have it, and how many those are."""
-    columns = ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")
-    there = {column: [one[column] for one in scores.values() if one[column] is not None] for column in columns}
+    columns = ("CLIP-T", "CLIP-I", "DINO-I", f"CLIP-I{CUT}", f"DINO-I{CUT}", "T. Cons.")
+    there = {column: [one[column] for one in scores.values() if one.get(column) is not None] for column in columns}
     means = {column: float(np.mean(found)) if found else None for column, found in there.items()}
     return {"videos": len(scores), "mean": means, "of": {column: len(found) for column, found in there.items()},
             "each": dict(scores)}

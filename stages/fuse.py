@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import STAGES, segmenters
+from . import STAGES
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
@@ -47,7 +47,7 @@ from .core.team import ALONE, Team, mean_over, on_devices
 from .core.train import fit, schedule
 from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
-from .cuts import from_photos, from_videos
+from .cuts import finder_of, from_photos, from_videos
 from .options import FuseOptions
 from .prompts import placeholder, subject_prompt, together_prompt, token_span
 
@@ -102,13 +102,13 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
             token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
                                     cache=plan.checkpoints, report=report, team=team))
-        finder = segmenters.load(options.segmenter, segmenters.Setup(device, options.threshold))
+        finder = cache(partial(finder_of, project, options, device))                # loaded where it is needed
         videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
         cuts = {}
         for name, class_word in plan.request["subjects"].items():
-            photos = plan.inputs.get(f"{name}/images")
-            cuts[name] = (from_photos(name, photos, videos[name][0].shape[:3], finder, class_word, report) if photos
-                          else from_videos(name, videos[name], finder, class_word, report))
+            photos, masks = (plan.inputs.get(f"{name}/{label}") for label in ("images", "masks"))
+            cuts[name] = (from_photos(name, photos, masks, videos[name][0].shape[:3], finder, class_word, report)
+                          if photos else from_videos(name, videos[name], finder(), class_word, report))
         groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
         lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
                           identity=plan.identity, report=report, team=team)

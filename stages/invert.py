@@ -26,9 +26,10 @@ from .core.framing import fit_size
 from .core.lora import save_tokens
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
+from .core.takes import read_take
 from .core.team import ALONE, Team, on_devices
 from .core.train import fit
-from .core.video import read_clip, read_masks
+from .core.video import read_masks
 from .core.workspace import Artifact, Workspace
 from .options import InvertOptions, resolve
 from .prompts import motion_prompt, placeholder, slug, subject_prompt
@@ -48,7 +49,8 @@ class Crop:
 def invert(project: Workspace, motion: str | None = None, options: InvertOptions | None = None, *, device: str = "cpu",
            dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
            report: Report = silent, team: Team = ALONE) -> Artifact:
-    """Appearance tokens and inverted noise of a motion's clip -> tokens.safetensors, noise.safetensors, a preview.
+    """Appearance tokens and inverted noise of a motion's clip -> tokens.safetensors, noise.safetensors, a preview. The
+    noise is that of the clip's first window, if there are several.
 
     The noise's round trip (sampling back from it under the same rule) is reported and kept in the manifest's facts.
     device: one, or "cuda:0,cuda:1", which share the learning of the tokens.
@@ -63,8 +65,9 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
         plan.facts["run on"] = backbone.run_on
         size = (backbone.height, backbone.width)
         actors = _actors(project, motion, plan.request.get("prompt"))
-        clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=size)
-        crops = crops_of(read_clip(plan.inputs["clip"]), plan.inputs["masks"], actors, plan.options.token_frame, size)
+        folder = project.motion_folder(motion)
+        clip_FHWC = read_take(folder, size).window()                      # **ours**: of several windows, the first
+        crops = crops_of(read_take(folder).frames, plan.inputs["masks"], actors, plan.options.token_frame, size)
         tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
                               identity=plan.identity, report=report, team=team)
         if team.main:
@@ -141,8 +144,7 @@ def crop(frame_HWC: np.ndarray, mask_HW: np.ndarray, size: tuple[int, int]) -> C
     picture = np.pad(frame_HWC, ((reach, reach), (reach, reach), (0, 0)), "edge")
     mask = np.pad(mask_HW, reach)
     box = np.s_[top + reach:top + reach + tall, left + reach:left + reach + wide]
-    mask_picture = np.repeat(mask[box][None, ..., None].astype(np.uint8) * 255, 3, -1)
-    return Crop(fit_size(picture[box][None], size)[0], fit_size(mask_picture, size)[0, ..., 0] > 127)
+    return Crop(fit_size(picture[box][None], size)[0], fit_size(mask[box][None], size)[0])
 
 
 def _actors(project: Workspace, motion: str, prompt: str | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,15 +21,15 @@ from . import STAGES
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.denoise import Previews, draw, encode, gaussian, noised
+from .core.denoise import Previews, draw, encode, gaussian, noised, pick
 from .core.errors import BadInput
 from .core.lora import Lora, load_tokens, provenance, save, training
 from .core.noise import appearance_free
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
+from .core.takes import read_take
 from .core.team import ALONE, Team, mean_over, on_devices
 from .core.train import fit
-from .core.video import read_clip
 from .core.workspace import Artifact, Workspace
 from .options import LearnMotionOptions, resolve
 from .prompts import MotionPrompt, motion_prompt, placeholder, placeholders
@@ -58,7 +59,8 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
         plan.facts["run on"] = backbone.run_on
         tokens = load_tokens(plan.inputs["tokens"])
         c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)
-        clip_FHWC = read_clip(plan.inputs["clip"], frames=backbone.frames, size=(backbone.height, backbone.width))
+        take = read_take(project.motion_folder(motion), (backbone.height, backbone.width))
+        clips_NFHWC = np.stack([take.window(k) for k in range(len(take.windows))])
         with torch.no_grad():
             vectors_m, vectors_ap = backbone.embed([c_m, c_ap], tokens).split(1)         # constant: embedded once
         previews, look = Previews(plan.checkpoints), resolve("sample", project.settings)
@@ -68,14 +70,16 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
                        steps=look.steps, guidance=look.guidance)
             previews.add(step, backbone.decode(x_0)[0])
 
-        lora = learn_motion_tensors(backbone, encode(backbone, clip_FHWC[None]), vectors_m, vectors_ap, options,
+        lora = learn_motion_tensors(backbone, encode(backbone, clips_NFHWC), vectors_m, vectors_ap, options,
                                     seed=seed, checkpoints=plan.checkpoints, identity=plan.identity,
                                     preview=preview if team.main else None, report=report, team=team)
         origin = provenance(backbone, "motion", map(placeholder, placeholders(c_m)))
         if team.main:
             save(Lora(lora.tensors, lora.alpha, lora.rank, {"motion": motion, "c_m": c_m, "c_ap": c_ap, **origin}),
                  out / "lora.safetensors")
-            contact_sheet([("the clip", clip_FHWC), *previews.rows()], out / "learn-motion-preview.png")
+            rows = [("the clip" if len(clips_NFHWC) == 1 else f"the clip, window {k}", clip)
+                    for k, clip in enumerate(clips_NFHWC)]
+            contact_sheet([*rows, *previews.rows()], out / "learn-motion-preview.png")
     return plan.artifact()
 
 
@@ -89,15 +93,15 @@ def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapp
     return c_m, sentence.appearance(options.template)
 
 
-def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
+def learn_motion_tensors(backbone: Backbone, latents_NCFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
                          options: LearnMotionOptions, *, seed: int = 0, checkpoints: Path | None = None,
                          identity: str = "", preview: Callable[[int, Lora], None] | None = None,
                          report: Report = silent, team: Team = ALONE) -> Lora:
-    """Minimise L_mot over the temporal LoRA. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
+    """Minimise L_mot over the temporal LoRA. latents_NCFhw: the windows of the clip; **ours**: of several, each row of
+    the batch is one drawn at random. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
 
     preview(step, lora) is called at a third, at two thirds and at the end, with the base as it was.
     """
-    x_m = latents_1CFhw.repeat(options.batch, 1, 1, 1, 1)
     mine = team.deal({"L_mot": [1] * options.batch})["L_mot"]
     shown = {options.steps // 3, 2 * options.steps // 3, options.steps} - {0}
 
@@ -109,7 +113,9 @@ def learn_motion_tensors(backbone: Backbone, latents_1CFhw: Tensor, vectors_m: T
     with training(backbone.denoiser, backbone.targets("motion"), options.rank, options.alpha, seed) as own:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            return {"loss": mean_over(mine, noised(backbone, x_m, generator), loss_mot)}
+            windows = [0] * options.batch if len(latents_NCFhw) == 1 else pick(len(latents_NCFhw), options.batch,
+                                                                               generator)
+            return {"loss": mean_over(mine, noised(backbone, latents_NCFhw[windows], generator), loss_mot)}
 
         def loss_mot(x: Tensor, t: Tensor, target: Tensor) -> Tensor:
             c_m, c_ap = (vectors.expand(len(x), -1, -1) for vectors in (vectors_m, vectors_ap))

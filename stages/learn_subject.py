@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,12 @@ from .core.denoise import Previews, denoising_loss, draw, encode, gaussian, pick
 from .core.errors import BadInput
 from .core.lora import Lora, provenance, save, save_tokens, training
 from .core.report import Report, asked_to_stop, silent
-from .core.sheets import contact_sheet
+from .core.sheets import contact_sheet, overlay
 from .core.team import ALONE, Team, on_devices
 from .core.train import fit, schedule
-from .core.video import read_images
 from .core.workspace import Artifact, Workspace, keep
 from .options import LearnSubjectOptions
+from .photos import Photo, read_photos
 from .prompts import placeholder, subject_prompt
 
 Preview = Callable[[int, Tensor, Lora], None]
@@ -59,7 +60,9 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
         plan.facts["run on"] = backbone.run_on
-        photos_NHWC = read_images(plan.inputs["images"], (backbone.height, backbone.width))
+        photos = [photo.fitted((backbone.height, backbone.width), options.fit)
+                  for photo in read_photos(plan.inputs["images"], plan.inputs.get("masks"), report)]
+        photos_NHWC = np.stack([photo.picture for photo in photos])
         latents_NC1hw = encode(backbone, photos_NHWC[:, None])
         clips = auxiliary(project, backbone, options, report)
         previews = Previews(plan.checkpoints)
@@ -77,9 +80,18 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
         if team.main:
             save_tokens({placeholder(subject): token}, out / "token.safetensors")
             save(lora, out / "lora.safetensors")
-            contact_sheet([("photos", photos_NHWC), *previews.rows()], out / "learn-subject-preview.png")
+            contact_sheet([*_shown(photos), *previews.rows()], out / "learn-subject-preview.png")
             keep(plan.inputs["images"], out / "images")
     return plan.artifact()
+
+
+def _shown(photos: Sequence[Photo]) -> list[tuple[str, np.ndarray]]:
+    """Rows of the preview: the photos as they are learned from, and where the subject is in them."""
+    pictures = np.stack([photo.picture for photo in photos])
+    if all(photo.mask is None for photo in photos):
+        return [("photos", pictures)]
+    masks = np.stack([np.zeros(p.picture.shape[:2], bool) if p.mask is None else p.mask for p in photos])
+    return [("photos", pictures), ("and their masks", overlay(pictures, {"subject": masks}))]
 
 
 def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: str, class_word: str,

@@ -19,11 +19,13 @@ from .core.settings import FILE, Settings, did_you_mean
 from .presets import PRESETS
 
 
-def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True) -> typing.Any:
+def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True, whole: bool = False
+           ) -> typing.Any:
     """A hyper-parameter. within: its range and unit, "0..1", "1.. steps", "(0.. " for above 0, or the words that it may
     be, "own|base"; "" where there is none.
     paper: the section it comes from, "ours" where the paper leaves it open. identity False: the result does not depend
-    on it (how often to preview), or it is a path, whose content is hashed as an input instead."""
+    on it (how often to preview), or it is a path, whose content is hashed as an input instead. whole: of several words,
+    none is split at its commas."""
     low, high, unit, above = None, None, "", False
     words = tuple(within.split("|")) if "|" in within else ()
     if within and not words:
@@ -31,7 +33,8 @@ def option(default: object, within: str, help: str, paper: str = "", *, identity
         limits, _, unit = within.lstrip("(").partition(" ")
         low, high = (float(part) if part else math.inf for part in limits.split(".."))
     return field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit, "paper": paper,
-                                            "above": above, "words": words, "identity": identity})
+                                            "above": above, "words": words, "identity": identity,
+                                            "whole": whole})
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,36 @@ class Options:
             object.__setattr__(self, spec.name, checked(type(self), spec, getattr(self, spec.name)))
 
 
+NETWORKS = "grounded-sam2|clipseg"                      # segmenters that look for themselves
+FINDERS = f"{NETWORKS}|given"
+
+
 @dataclass(frozen=True)
 class SegmentOptions(Options):
     """segment: phrases -> mask tracks (METHOD 3.1; the paper uses Grounded-SAM2)."""
 
-    segmenter: str = option("clipseg", "", "what draws the masks: clipseg, or given (PNGs of your own)", "§3.3; ours")
+    segmenter: str = option("grounded-sam2", FINDERS, "what draws the masks; given: PNGs of your own", "§3.3")
+    actors: tuple[str, ...] = option((), "", "what to look for, phrases of any length; default: the bracketed words of "
+                                     "the prompt, else whatever moves", "§3.3")
+    box: tuple[str, ...] = option((), "", "where an actor is, in --frame: horse=LEFT,TOP,RIGHT,BOTTOM (frame 7: "
+                                  "horse@7=...), in pixels of the overlay sheet's rulers", "ours", whole=True)
+    point: tuple[str, ...] = option((), "", "a point in an actor, horse=X,Y, or outside it, horse!=X,Y", "ours",
+                                    whole=True)
+    frame: int = option(0, "0.. frame", "the frame that --box and --point mean", "ours")
+    instances: str = option("one", "one|all", "of several things that answer to a phrase: the surest, or all", "ours")
+    start: float = option(0.0, "0.. s", "where in the clip the part begins that is learned from", "ours")
+    seconds: float | None = option(None, "(0.. s", "how long it is; default: as long as the base's videos. Longer: "
+                                   "several windows are learned from", "ours")
+    speed: float | None = option(None, "(0..100", "2: twice as fast as in the clip, twice as much of it; default: 1, "
+                                 "slower where a clip is too short", "ours")
+    fit: str = option("cover", "cover|contain", "to the base's aspect: cut the sides off, or fill them up", "ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to an actor", "ours")
+    box_threshold: float = option(0.3, "0..1", "Grounding DINO: confidence above which a box is a find", "ours")
+    text_threshold: float = option(0.25, "0..1", "Grounding DINO: above which a word is meant by a box", "ours")
+    detector: str = option("IDEA-Research/grounding-dino-tiny", "", "Grounding DINO: of the hub, or a folder", "§3.3")
+    tracker: str = option("facebook/sam2.1-hiera-tiny", "", "SAM2: of the hub, or a folder", "§3.3")
+    through: str = option("transformers", "transformers|sam2", "the library that runs SAM2", "ours")
     masks: Path | None = option(None, "", "for 'given': a folder with a sub-folder of PNGs per actor", identity=False)
-    actors: tuple[str, ...] = option((), "", "what to look for; default: the bracketed words of the prompt", "§3.3")
 
 
 @dataclass(frozen=True)
@@ -76,6 +101,8 @@ class LearnSubjectOptions(Options):
     rank: int = option(32, "1..4096", "rank of the LoRA", "ours")
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "photos in a step", "ours")
+    fit: str = option("cover", "cover|contain", "photos to the base's aspect: cut the sides off, around the subject "
+                      "where it was segmented, or fill them up", "ours")
     lambda1: float = option(0.25, "0..1000", "weight of L_reg, which keeps the base's sense of time", "§3.2")
     uncaptioned: float = option(0.0, "0..1", "share of L_reg's draws without a caption: keeps the LoRA silent where "
                                 "its token is not", "ours")
@@ -121,7 +148,7 @@ class FuseOptions(Options):
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of each of them", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
     unconditional: str = option("own", "own|base", "what guidance turns from in them: as in sample", "ours")
-    segmenter: str = option("clipseg", "", "what finds the subject for CutMix: clipseg", "§3.4; ours")
+    segmenter: str = option("grounded-sam2", NETWORKS, "what finds the subject for CutMix", "§3.4")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
     layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
@@ -145,7 +172,8 @@ class SampleOptions(Options):
     beta: float = option(0.3, "0..1", "share of the clip's inverted noise in x_T", "§3.5")
     inverted: str = option("clip", "clip|cast", "what that noise is inverted from: the clip, or the clip with a "
                            "photo of each subject in its actor's place", "§3.5; ours")
-    segmenter: str = option("clipseg", "", "what finds the subjects in those photos: clipseg", "ours")
+    segmenter: str = option("grounded-sam2", NETWORKS, "what finds the subjects in photos that were not segmented",
+                            "ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
     branches: str = option("auto", "auto|subject|motion|none", "which run: auto, those there are; for ablations", "§4")

@@ -5,8 +5,13 @@ paper's, for zeroscope, and what modelscope and every other base starts from.
 """
 from __future__ import annotations
 
+CLIPSEG = "its own, which knows its world; it comes along, and Grounded-SAM2 would have to be fetched"
+
 PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
     "sprites": {
+        "segment": {
+            "segmenter": ("clipseg", CLIPSEG),
+        },
         "invert": {
             "inversion_steps": (25, "the steps of sampling: inversion must walk the same schedule back"),
         },
@@ -36,6 +41,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "lambda_mix": (12.0, "without it two subjects merge; at 20 three stood on the clip's ground, one run"),
             "teachers": ("turns", "fewer forwards a step, so more steps in the time; not compared alone"),
             "t_max": (0.65, "above, the motion branch has the say (motion_steps); 1 did worse, one run each"),
+            "segmenter": ("clipseg", CLIPSEG),
             "cuts": ("photos", "cut from what its LoRAs draw, subjects come out blurred and doubled"),
             "together": (3, "in pairs only, under other values, no frame showed three; not compared alone"),
             "compositions": (96, "cheap, and each is seen about five times"),
@@ -50,6 +56,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "beta_s": (0.1, "in those first steps the motion lays the paths out"),
             "beta_m": (0.9, "the complement of beta_s"),
             "guidance": (3.0, "at 2.5 two LoRAs showed both subjects in fewer frames, 77 to 85 % and 79 to 81"),
+            "segmenter": ("clipseg", CLIPSEG),
             "inverted": ("cast", "the clip's own colours shine through the subjects and decide who takes which path"),
             "beta": (0.4, "of three subjects one lost its path at 0.3, in one seed of six"),
             "guidance_motion": (1.0, "more of it brings the colours of the clip's actors along"),

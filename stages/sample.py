@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import segmenters
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
@@ -33,9 +33,10 @@ from .core.lora import load as load_lora
 from .core.noise import mix
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
-from .core.video import read_clip, read_images, write_frames, write_video
+from .core.takes import FACTS, read_take
+from .core.video import read_images, write_frames, write_video
 from .core.workspace import Artifact, Plan, Workspace
-from .cuts import from_photos, recast_clip
+from .cuts import finder_of, from_photos, recast_clip
 from .options import SampleOptions
 from .orders import sample_plans, target_of
 from .prompts import TargetPrompt, listed, motion_prompt, placeholder, roles, token_span
@@ -81,7 +82,7 @@ def _make(project: Workspace, backbone: Backbone, plan: Plan, out: Path, report:
     """One video of one plan, written to `out`."""
     learned, target = learned_of(plan, backbone), target_of(project, plan.request["prompt"])
     rows = _sources(project, plan, (backbone.height, backbone.width))
-    if "motion/clip" in plan.inputs:
+    if "motion/frames" in plan.inputs:
         clip, noise = recast_noise(project, backbone, plan, target, report=report)
         learned = replace(learned, noise=noise)
         rows.append(("the clip, recast", clip))
@@ -133,13 +134,13 @@ def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: Tar
     noise (1, C, F, h, w) inverted from them the way that invert went for the clip itself)."""
     motion, options = plan.request["motion"], plan.options
     shape = (options.frames or backbone.frames, backbone.height, backbone.width)
-    finder = segmenters.load(options.segmenter, segmenters.Setup(str(backbone.device), options.threshold))
+    finder = cache(partial(finder_of, project, options, str(backbone.device)))     # loaded where it is needed
     parts = roles(target, motion_prompt(project.motion(motion).prompt))
-    cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], shape, finder, project.subject(name).class_word,
-                              report) for name in parts.values()}
+    cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], plan.inputs.get(f"{name}/masks"), shape, finder,
+                              project.subject(name).class_word, report) for name in parts.values()}
     report(note="the clip is recast: " + listed([f"<{subject}> for the {actor}" for actor, subject in parts.items()]
                                                 or ["its actors stay, for the prompt names no subject"]))
-    clip = recast_clip(plan.inputs["motion/clip"], plan.inputs["motion/masks"], shape, parts, cuts)
+    clip = recast_clip(project.motion_folder(motion), shape, parts, cuts)
     walk = project.manifest(project.motion_folder(motion) / "invert.json")["options"]
     return clip, invert_clip(backbone, encode(backbone, clip[None]), steps=walk["inversion_steps"],
                              refine=walk["inversion_refine"], report=report)
@@ -182,7 +183,7 @@ def _sources(project: Workspace, plan: Plan, size: tuple[int, int]) -> list[tupl
     rows = [(f"photos of {placeholder(name)}", read_images(project.photos(name), size))
             for name in plan.request["subjects"] if project.photos(name)]
     if plan.request["motion"]:
-        clip = project.motion_folder(plan.request["motion"]) / "clip.mp4"
-        if clip.is_file():
-            rows.append((f"the clip of {plan.request['motion']}", read_clip(clip, size=size)))
+        folder = project.motion_folder(plan.request["motion"])
+        if (folder / FACTS).is_file():
+            rows.append((f"the clip of {plan.request['motion']}", read_take(folder, size).window()))
     return rows

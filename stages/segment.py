@@ -1,37 +1,52 @@
 """segment: phrases in, one mask track per actor out (METHOD 3.1), with an overlay sheet to look at.
 
 A clip gives the actors of the motion, photos give the subject in them. What draws the masks is behind the seam of
-segmenters/; the paper uses Grounded-SAM2.
+segmenters/; the paper uses Grounded-SAM2. Of a clip this is also where the frames are chosen that every later stage
+learns from: upright, by time stamp at the base's rate, in its aspect (core/sampling.py, core/framing.py).
+
+Masks that a person has painted over since are kept when they are drawn anew.
 """
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from . import STAGES, segmenters
+from .backbones import base_of, video
 from .core.errors import BadInput, UsageError
+from .core.framing import fit_size
+from .core.mask_sheet import Row, Sheet
+from .core.pictures import read_mask
 from .core.report import Report, silent
-from .core.sheets import contact_sheet, overlay
-from .core.video import read_clip, read_images, write_masks, write_video
-from .core.workspace import Artifact, Workspace, keep
+from .core.sampling import sample
+from .core.takes import FRAMES, take, write_take
+from .core.video import clip_times, list_images, read_images, write_masks
+from .core.workspace import Artifact, Plan, Workspace, keep, kept_names
+from .findings import Seen, about_clip, facts_of, row_of, sheet_of
+from .hints import hints_of
 from .options import SegmentOptions
 from .prompts import slug
+from .segmenters import Hint, Instance, Masks, Segmenter, Setup, Source
 
-SHOWN = 8          # frames of the overlay sheet
+PICTURED = (f"{FRAMES}/", "images/")      # what masks are drawn on
+USUAL_SHARE = 0.5                        # of the pictures: what nobody asked for counts as found if it is in so many
 
 
 def segment(project: Workspace, name: str | None = None, options: SegmentOptions | None = None, *,
             clip: Path | None = None, images: Sequence[Path] | None = None, device: str = "cpu", dtype: str = "fp32",
             seed: int = 0, force: bool = False, report: Report = silent) -> Artifact:
-    """Masks of a motion's clip or of a subject's photos -> masks/<actor>/0000.png ..., overlay.png.
+    """Masks of a motion's clip or of a subject's photos -> masks/<actor>/0000.png ..., overlay.png; of a clip frames/
+    and frames.json as well, and a copy of it, clip.<its ending>.
 
     name: "motions/riding", "subjects/toy" or the bare name; None: the project's motion. clip, images: files given by
     hand, in place of those that project.yaml names; they are kept beside the masks. What to look for: options.actors,
-    else the bracketed words of the motion's prompt, else the subject's class word. dtype and seed play no part.
-    Raises BadInput where nothing says what to look for, or where an actor is found in no frame.
+    else the bracketed words of the motion's prompt or the subject's class word, else what the segmenter knows to move.
+    dtype and seed play no part.
+    Raises BadInput for a clip or a photo that cannot be used, and where an actor is found in no picture; then the sheet
+    that shows it lies under .partial/.
     """
     if clip and images:
         raise UsageError("segment was given a clip and photos", "give one of them: they are segmented apart")
@@ -42,47 +57,141 @@ def segment(project: Workspace, name: str | None = None, options: SegmentOptions
     plan = project.plan(STAGES["segment"], name, options, seed=seed, given=given)
     if plan.state() and not force:
         return plan.artifact()
-    phrases = list(plan.options.actors or plan.request["phrases"])
-    if not phrases:
-        raise BadInput(f"nothing says what to look for in '{name}'",
-                       'say it: --actors person horse; or give the motion a prompt with brackets: "a [person] waves"')
     with plan.making(report, force=force) as out:
-        frames_FHWC = _keep(plan.inputs, out)
-        masks = segmenters.load(plan.options.segmenter, segmenters.Setup(
-            device, plan.options.threshold, masks=plan.inputs.get("masks"))).masks(frames_FHWC, phrases)
-        tracks = {phrase: masks[phrase].masks for phrase in phrases}
-        plan.facts["shares of the frames"] = _shares(tracks, report)
-        for phrase, track in tracks.items():
-            write_masks(out / "masks" / slug(phrase), track)
-        shown = np.linspace(0, len(frames_FHWC) - 1, min(SHOWN, len(frames_FHWC))).round().astype(int)
-        contact_sheet([(name, overlay(frames_FHWC[shown], {p: t[shown] for p, t in tracks.items()}))],
-                      out / "overlay.png", scale=1)
+        seen = _clip(plan, out, report) if "clip" in plan.inputs else _photos(plan, out)
+        finder = segmenters.load(plan.options.segmenter, setup_of(plan.options, device, plan.inputs.get("masks")))
+        found = look(finder, seen, plan)
+        for phrase, (masks, _) in found.items():
+            write_masks(out / "masks" / slug(phrase), masks, seen.names)
+        _keep_edits(plan, out, found, seen, report)
+        rows = [row_of(phrase, masks, judged) for phrase, (masks, judged) in found.items()]
+        sheet = sheet_of(plan, seen, rows)
+        _all_found(plan, rows, sheet, asked=bool(plan.options.actors or plan.request["phrases"]))
+        sheet.save(out / "overlay.png")
+        plan.facts |= facts_of(rows, plan, seen)
+        for row in rows:
+            report(note=f"'{row.name}': {sheet.found(row)}")
     return plan.artifact()
 
 
-def _keep(inputs: Mapping[str, Path | tuple[Path, ...]], out: Path) -> np.ndarray:
-    """Copy the clip or the photos into the project -> their frames (F, H, W, 3). An mp4 is copied byte by byte. Photos
-    of several sizes are looked at in the shape of the first one."""
-    if "clip" in inputs:
-        frames = read_clip(inputs["clip"])
-        if inputs["clip"].suffix == ".mp4":
-            shutil.copyfile(inputs["clip"], out / "clip.mp4")
-        else:
-            write_video(out / "clip.mp4", frames)
-        return frames
-    keep(inputs["images"], out / "images")
-    size = read_images(inputs["images"][:1]).shape[1:3]
-    return read_images(inputs["images"], size)
+def setup_of(options: SegmentOptions, device: str, masks: Path | None = None) -> Setup:
+    """What the options say of a segmenter."""
+    return Setup(device, options.threshold, options.box_threshold, options.text_threshold, options.instances,
+                 options.detector, options.tracker, options.through, masks=masks)
 
 
-def _shares(tracks: Mapping[str, np.ndarray], report: Report) -> dict[str, list[float]]:
-    """How much of each frame each actor fills. Raises BadInput for one that is nowhere."""
-    shares = {phrase: [round(float(mask.mean()), 4) for mask in track] for phrase, track in tracks.items()}
-    for phrase, share in shares.items():
-        seen = sum(value > 0 for value in share)
-        if not seen:
-            raise BadInput(f"'{phrase}' was found in none of {len(share)} pictures",
-                           "describe it in other words (--actors), lower --threshold, or give masks of your own: "
-                           "--segmenter given --masks FOLDER")
-        report(note=f"'{phrase}': in {seen} of {len(share)} pictures, {np.mean(share):.1%} of them")
-    return shares
+def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.ndarray], Masks]]:
+    """-> {phrase: (its mask (H, W) in each picture, what else is known of it)}, shot by shot. Where nobody says what to
+    look for, only what is found is there. Raises BadInput where a segmenter does not know by itself what moves."""
+    options = plan.options
+    asked = list(options.actors or plan.request["phrases"])
+    phrases = list(dict.fromkeys(asked or finder.usual))
+    if not phrases:
+        raise BadInput(f"nothing says what to look for in '{plan.name}'",
+                       'say it: --actors person horse; or give the motion a prompt with brackets: "a [person] waves"')
+    hints = hints_of(options.box, options.point, asked, frame=options.frame,
+                     sizes=[picture.shape[:2] for shot in seen.shots for picture in shot])
+    parts: dict[str, list[Masks]] = {phrase: [] for phrase in phrases}
+    for k, (shot, source) in enumerate(zip(seen.shots, seen.sources)):
+        own = hints if len(seen.shots) == 1 else [Hint(h.phrase, 0, h.box, h.points) for h in hints
+                                                  if h.frame == k]
+        for phrase, masks in finder.masks(shot, phrases, own, source).items():
+            parts[phrase].append(masks)
+    found = {phrase: _joined(shots) for phrase, shots in parts.items()}
+    enough = 0 if asked else max(1, USUAL_SHARE * len(seen.labels))
+    return {phrase: one for phrase, one in found.items() if sum(mask.any() for mask in one[0]) >= enough}
+
+
+def _joined(shots: list[Masks]) -> tuple[list[np.ndarray], Masks]:
+    """The masks of all shots in a row. Of photos, each thing is counted in its own photo."""
+    masks = [mask for shot in shots for mask in shot.masks]
+    if len(shots) == 1:
+        return masks, shots[0]
+    instances = tuple(Instance(k, thing.box, thing.confidence, thing.taken)
+                      for k, shot in enumerate(shots) for thing in shot.instances)
+    notes = tuple(f"photo {k}: {note}" for k, shot in enumerate(shots) for note in shot.notes)
+    sure = np.concatenate([shot.confidence for shot in shots])
+    return masks, Masks(np.empty((0, 0, 0), bool), sure, instances, notes)
+
+
+# -- what is looked at ------------------------------------------------------------------------------------------------
+def _clip(plan: Plan, out: Path, report: Report) -> Seen:
+    """Choose the frames of the clip, and keep them and the clip itself: a file byte by byte, a folder's pictures."""
+    path, options = plan.inputs["clip"], plan.options
+    base = video(base_of(plan.project), plan.project.settings.video)         # raises where the base cannot say
+    times = clip_times(path)
+    count = len(list_images(path)) if path.is_dir() else len(times)
+    sampling = sample(times, count, fps=base.fps, frames=base.frames, start=options.start, seconds=options.seconds,
+                      speed=options.speed, what=str(path))
+    frames, whole, part = take(path, sampling, (base.height, base.width), options.fit)
+    write_take(out, frames, sampling)
+    if path.is_dir():
+        keep(list_images(path), out / "clip")
+    else:
+        shutil.copyfile(path, out / f"clip{path.suffix.lower()}")
+    last = float(times[-1]) if times is not None else (count - 1) / base.fps
+    about = about_clip(sampling, count, last, base.fps, whole.shape[:2], frames.shape[1:3], part, options.fit)
+    for line in about:
+        report(note=line)
+    labels = [f"frame {k}   {sampling.start + k * sampling.step:.2f} s" for k in range(len(frames))]
+    names = [f"{k:04d}" for k in range(len(frames))]
+    source = Source(count, sampling.chosen, whole.shape[:2], options.fit)
+    return Seen([frames], [source], names, labels, about, whole, part, sampling)
+
+
+def _photos(plan: Plan, out: Path) -> Seen:
+    """The photos as they are, upright, each of its own size; copied under the names that their masks get."""
+    paths = plan.inputs["images"]
+    keep(paths, out / "images")
+    names, shots = kept_names(paths), [read_images([path]) for path in paths]
+    stems = tuple(path.stem for path in paths)
+    sources = [Source(len(paths), (k,), shot.shape[1:3], names=stems) for k, shot in enumerate(shots)]
+    labels = [f"photo {k}   {shortened}   {shot.shape[2]} x {shot.shape[1]}"
+              for k, (shot, shortened) in enumerate(zip(shots, (path.name[-24:] for path in paths)))]
+    return Seen(shots, sources, names, labels, [f"{len(paths)} photos."])
+
+
+# -- what comes of it -------------------------------------------------------------------------------------------------
+def _keep_edits(plan: Plan, out: Path, found: dict[str, tuple[list[np.ndarray], Masks]], seen: Seen, report: Report
+                ) -> None:
+    """Masks that a person changed since the last time take the places of the new ones, if the pictures are the same."""
+    old = plan.recorded() or {"files": {}}
+    edited = [name for name in plan.edited(old) if name.startswith(plan.stage.editable) and (out / name).is_file()]
+    if not edited:
+        return
+    if _hashes(plan, out) != {name: sha for name, sha in old["files"].items() if name.startswith(PICTURED)}:
+        report(note=f"{len(edited)} masks were edited by hand, but for other pictures: they are drawn anew")
+        return
+    folders = {slug(phrase): masks for phrase, (masks, _) in found.items()}
+    for name in edited:
+        _, folder, file = Path(name).parts
+        k = seen.names.index(Path(file).stem)
+        shutil.copyfile(plan.folder / name, out / name)
+        folders[folder][k] = fit_size(read_mask(out / name)[None], folders[folder][k].shape)[0]
+    shown = ", ".join(edited[:3]) + (" ..." if len(edited) > 3 else "")
+    report(note=f"{len(edited)} masks were edited by hand and are kept ({shown}); delete one to have it drawn anew")
+
+
+def _hashes(plan: Plan, out: Path) -> dict[str, str]:
+    """Of the pictures in the new folder."""
+    files = [path for part in PICTURED for path in sorted((out / part).glob("*"))]
+    return {path.relative_to(out).as_posix(): plan.project.sha256(path) for path in files}
+
+
+def _all_found(plan: Plan, rows: list[Row], sheet: Sheet, *, asked: bool) -> None:
+    """Raise BadInput for an actor that is nowhere; leave the sheet where it can be looked at."""
+    nowhere = [row for row in rows if len(row.missing) == len(row.masks)]
+    if rows and not nowhere:
+        return
+    plan.partial.mkdir(parents=True, exist_ok=True)
+    place = plan.project.show(sheet.save(plan.partial / "overlay.png"))
+    count = len(sheet.pictures)
+    remedy = ("describe it in other words (--actors), lower --box-threshold or --threshold, point at it (--box), or "
+              "give masks of your own: --segmenter given --masks FOLDER")
+    if not rows:
+        raise BadInput(f"nothing that is looked for by itself was found in {count} pictures ({place})",
+                       f"say what to look for: --actors person horse; {remedy}" if not asked else remedy)
+    notes = f" ({nowhere[0].notes[0]})" if nowhere[0].notes else ""
+    raise BadInput(f"'{nowhere[0].name}' was found in none of {count} pictures{notes}; see {place}", remedy)
+
+

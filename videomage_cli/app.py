@@ -35,7 +35,7 @@ from .flags import (  # noqa: E402
     Subjects,
     stage_command,
 )
-from .sources import photos_of, segment_sources  # noqa: E402
+from .sources import ensure_project, photos_of, segment_sources  # noqa: E402
 
 app = typer.Typer(name="videomage", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Several subjects and one motion into one video, from a few photos and a clip (VideoMage).")
@@ -186,11 +186,20 @@ def segment(run: Run, sources: Annotated[list[str] | None, typer.Argument(
         help="A clip, or photos, or the name of a subject or motion of the project (default: its motion).",
         show_default=False)] = None,
         name: Annotated[str | None, typer.Option(help="What to call it, where the project does not say.")] = None,
+        base: Annotated[str | None, typer.Option(show_default=False, help="Of the project that is made where there is "
+                                                 "none (default: a real one that is here, else sprites).")] = None,
         ) -> list[Call]:
-    """Find the actors of a clip, or the subject of photos: a mask track for each."""
+    """Find the actors of a clip, or the subject of photos: a mask track for each. In a folder without a project, makes
+    one."""
+    ensure_project(run, sources or [], name, base)
     name, given = segment_sources(run.project, sources or [], name)
     keywords = {"images" if label == "images" else "clip": path for label, path in given.items()}
-    return [Call(name, [run.plan(name, given=given)], keywords)]
+    return [Call(name, [run.plan(name, given=given)], keywords, show=_look_at)]
+
+
+def _look_at(artifacts: list) -> None:
+    for artifact in artifacts:
+        console.say(f"look at {artifact.folder / 'overlay.png'}")
 
 
 @stage_command(app, "invert")

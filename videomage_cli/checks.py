@@ -43,7 +43,7 @@ def doctor(folder: Project = Path(), plan: Annotated[str | None, typer.Option(
 def _examine(settings: Settings, json: bool) -> None:
     from .doctor import examine
 
-    found = examine(settings.base, settings.video)
+    found = examine(settings)
     if json:
         console.out_json([vars(finding) for finding in found])
     else:

@@ -167,12 +167,13 @@ def scores(artifacts: Sequence) -> None:
     """The table of eval, a row per video and their mean, on stderr (the figures themselves are in the JSON files). A
     score that a video cannot have is shown as "-" and is in no mean."""
     rows = [json.loads(artifact.path.read_text(encoding="utf-8")) for artifact in artifacts]
-    columns = [name for name in rows[0] if name not in ("sample", "prompt")]
+    columns = [name for name in rows[0] if name not in ("sample", "prompt")
+               and not (name.endswith("cut out") and all(row.get(name) is None for row in rows))]
 
     def shown(values: Sequence[object]) -> list[str]:
         return ["-" if value is None else f"{value:.3f}" for value in values]
 
-    there = {name: [row[name] for row in rows if row[name] is not None] for name in columns}
+    there = {name: [row[name] for row in rows if row.get(name) is not None] for name in columns}
     mean = [sum(found) / len(found) if found else None for found in there.values()]
-    table("scores", ("video", *columns), [*((row["sample"], *shown([row[c] for c in columns])) for row in rows),
+    table("scores", ("video", *columns), [*((row["sample"], *shown([row.get(c) for c in columns])) for row in rows),
                                           (f"mean of {len(rows)}", *shown(mean))], data=False)

@@ -10,12 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stages.core.errors import BadInput, MissingPrerequisite, VideomageError
+from stages.core.settings import Settings
+from stages.options import resolve
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pillow",
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pillow", "av",
             "imageio-ffmpeg")
-EXTRAS = (("decord", "fast video reading (else PyAV)"), ("av", "video reading where decord has no wheel"))
+SAM2 = "SAM2_BUILD_CUDA=0 pip install --no-build-isolation --no-deps sam2==1.1.0 && pip install 'videomage[sam2]'"
+EXTRAS = (("decord", "fast reading of plain videos (else PyAV)", "pip install decord"),
+          ("sam2", "another library that can run SAM2 (segment --through sam2)", SAM2))
 OWN = ("base", "clip", "dino", "clipseg")          # models that the package carries, under stages/sprites/weights
 
 
@@ -68,9 +72,10 @@ def memory_of(device: str) -> int:
     return torch.cuda.mem_get_info(device)[1] if device.startswith("cuda") else int(_memory())
 
 
-def examine(base: str, wanted: Mapping[str, int]) -> list[Finding]:
-    """Every finding about this machine, this installation and the base. wanted: the project's `video`."""
-    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_base(base, wanted)]
+def examine(settings: Settings) -> list[Finding]:
+    """Every finding about this machine, this installation, the project's base and what segments on it."""
+    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_segmenter(settings),
+            *_base(settings.base, settings.video)]
 
 
 def _machine() -> list[Finding]:
@@ -94,11 +99,11 @@ def _packages() -> list[Finding]:
             out.append(Finding("ok", name, version(name)))
         except PackageNotFoundError:
             out.append(Finding("bad", name, "not installed", "make install"))
-    for name, use in EXTRAS:
+    for name, use, line in EXTRAS:
         try:
             out.append(Finding("ok", name, f"{version(name)}: {use}"))
         except PackageNotFoundError:
-            out.append(Finding("note", name, f"not installed: {use}", f"pip install {name}"))
+            out.append(Finding("note", name, f"not installed: {use}", line))
     return out
 
 
@@ -125,6 +130,30 @@ def _own_weights() -> list[Finding]:
         size = sum(path.stat().st_size for path in files) / 2**20
         out.append(Finding("ok", f"sprites {name}", f"{size:.1f} MiB") if files else
                    Finding("bad", f"sprites {name}", "its weights are missing", "install again, or: make sprites"))
+    return out
+
+
+def _segmenter(settings: Settings) -> list[Finding]:
+    """The weights of Grounded-SAM2: bad where this project needs them and they are not here."""
+    from stages.segmenters import models
+
+    options = resolve("segment", settings)
+    needed = options.segmenter == models.NAME
+    out = []
+    for weights, name in zip(models.KNOWN, (options.detector, options.tracker)):
+        try:
+            folder = models.find(name)
+        except BadInput as error:
+            out.append(Finding("bad", weights.what, error.what, error.remedy, error.exit_code))
+            continue
+        known = f" ({models.terms(name)})" if models.terms(name) else ""
+        if folder:
+            out.append(Finding("ok", weights.what, models.revision(name)))
+        else:
+            use = "it segments here" if needed else "it segments filmed material"
+            found = f"{name}{known} is not on this machine; {use}"
+            out.append(Finding("bad" if needed else "note", weights.what, found,
+                               f"videomage fetch {models.NAME if models.terms(name) else name}"))
     return out
 
 

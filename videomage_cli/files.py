@@ -8,20 +8,24 @@ import typer
 
 from stages.core.errors import UsageError
 from stages.core.workspace import Workspace
+from stages.segmenters import models
 
 from . import console
 from .flags import Json, Project
 
 
 def fetch(base: Annotated[str | None, typer.Argument(
-        help="zeroscope, modelscope, owner/name of the hub, or a folder to convert. Default: the project's base.",
+        help="zeroscope, modelscope, owner/name of the hub, or a folder to convert; grounded-sam2 for what segments. "
+             "Default: the project's base.",
         show_default=False)] = None, folder: Project = Path(), convert: Annotated[bool, typer.Option(
             "--convert", help="Turn pickled weights into safetensors, once, in a process of its own.")] = False,
         out: Annotated[Path | None, typer.Option(
             help="Where the converted base goes. Default: where its name finds it; of a folder, beside it.",
             show_default=False)] = None) -> None:
-    """Download a base from the hub, after saying its licence and size. No other command downloads anything."""
+    """Download a base, or what segments, after saying its licence and size. No other command downloads anything."""
     with console.guarded():
+        if base and models.is_one(base):
+            return _fetch_models(base, convert or out is not None)
         from stages.backbones import base_of, on_hub, terms
         from stages.backbones import fetch as hub
 
@@ -37,6 +41,20 @@ def fetch(base: Annotated[str | None, typer.Argument(
         if out or not on_hub(base):
             console.say(f"to use it: videomage init --base {made}")
         console.out(str(made))
+    return None
+
+
+def _fetch_models(name: str, more: bool) -> None:
+    from stages.segmenters.fetch import fetch as fetch_models
+
+    if more:
+        raise UsageError(f"--convert and --out are of bases, and {name} is none", "leave them away")
+    for weights in models.KNOWN:
+        if name in (models.NAME, weights.repo):
+            console.say(f"{weights.what}, {weights.repo}: {models.terms(weights.repo)}")
+    with console.Talk("fetch") as report:
+        for folder in fetch_models(name, report):
+            console.out(str(folder))
 
 
 def export(name: Annotated[str, typer.Argument(

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from stages.backbones.cost import Estimate
 
 # `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`; --devices goes on as long as devices follow
-SPREAD = {"--subjects": ".*", "--actors": ".*", "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
+_PLACE = r".*=[-\d.,\s]+|[\d.,\s]+"
+SPREAD = {"--subjects": ".*", "--actors": ".*", "--box": _PLACE, "--point": _PLACE,
+          "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
 TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
@@ -152,14 +154,15 @@ def flags_of(stage: str) -> list[inspect.Parameter]:
         plain, _ = kind(OPTIONS[stage], spec.name)
         unit, paper = spec.metadata["unit"], spec.metadata["paper"]
         facts = [f"default {show(spec.default)}" if show(spec.default) != "-" else "", span(spec), unit, paper]
-        text = f"{spec.metadata['help']} ({'; '.join(filter(None, facts))})"
+        facts = "; ".join(filter(None, facts))
+        text = spec.metadata["help"] + (f" ({facts})" if facts else "")
         flag = "--" + spec.name.replace("_", "-")
         many = plain is tuple
         hint = typing.Annotated[
             (list[str] if many else plain) | None,
             typer.Option(flag, help=text, show_default=False, rich_help_panel="Hyper-parameters",
                          metavar={int: "N", float: "X", Path: "PATH", tuple: "WORD..."}.get(plain, "TEXT"),
-                         callback=words if many else None)]
+                         callback=words if many and not spec.metadata["whole"] else None)]
         out.append(inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     return out
 

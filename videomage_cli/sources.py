@@ -1,15 +1,67 @@
 """What a person typed as sources: a clip, photos, a folder of them, or a name of the project."""
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.core.errors import UsageError
-from stages.core.settings import did_you_mean
+from stages.core.kinds import CLIPS, PICTURES
+from stages.core.settings import FILE, check_name, did_you_mean
 from stages.core.stage import natural
 from stages.core.workspace import IMAGES, Workspace
 
-CLIPS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+from . import console
+
+if TYPE_CHECKING:
+    from .flags import Run
+
+REAL = ("zeroscope", "modelscope")          # bases of filmed video, the better first
 Given = dict[str, Path | tuple[Path, ...]]
+
+
+def ensure_project(run: Run, sources: list[str], name: str | None, base: str | None) -> None:
+    """Where the folder holds no project yet, make one that names these sources, so that what follows can find them.
+    Without sources, and for --dry-run, nothing is made. Raises UsageError for a base given where there is a project."""
+    if (run.folder / FILE).is_file():
+        if base:
+            raise UsageError("--base is for a new project, and there is one", f"change it in {run.folder / FILE}")
+        return
+    if not sources or run.dry_run:
+        return
+    from stages.backbones import terms
+    from stages.backbones.bases import find
+
+    base = base or next((known for known in REAL if find(known)), "sprites")
+    clip = _is_clip(sources)
+    paths = [_there(source) for source in sources] if clip else list(photos_of(sources))
+    own = check_name(name or _plain(paths[0].stem if clip else paths[0].absolute().parent.name),
+                     "the motion" if clip else "the subject")
+    listed = [Path(os.path.relpath(path.absolute(), run.folder.absolute())).as_posix() for path in paths]
+    subjects = {} if clip else {own: {"class": " ".join(run.typed.get("actors") or [own]), "images": listed}}
+    Workspace.create(run.folder, base=base, subjects=subjects,
+                     motion={"name": own, "clip": listed[0]} if clip else None)
+    console.say(f"a new project on {base} ({terms(base)}): {run.folder / FILE}")
+    if base == "sprites" and "segmenter" not in run.typed:
+        console.say("its segmenter knows the rendered world of sprites only; for filmed material: videomage fetch "
+                    "grounded-sam2, and --segmenter grounded-sam2")
+
+
+def _is_clip(sources: list[str]) -> bool:
+    """Whether one clip was typed. Where the ending leaves open if it is animated, the content decides."""
+    if len(sources) != 1 or (kind := Path(sources[0]).suffix.lower()) not in CLIPS:
+        return False
+    if kind not in IMAGES:
+        return True
+    from stages.core.pictures import count_pictures, is_picture
+
+    path = _there(sources[0])
+    return path.is_file() and is_picture(path) and count_pictures(path) > 1
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "clip"
 
 
 def segment_sources(project: Workspace, sources: list[str], name: str | None) -> tuple[str, Given]:
@@ -17,9 +69,9 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
     wanted = project.settings.motion
     if not sources:
         return name or f"motions/{project.motion().name}", {}
-    if len(sources) == 1 and Path(sources[0]).suffix.lower() in CLIPS:
+    if _is_clip(sources):
         clip = _there(sources[0])
-        return f"motions/{name or (wanted.name if wanted else clip.stem)}", {"clip": clip}
+        return f"motions/{name or (wanted.name if wanted else _plain(clip.stem))}", {"clip": clip}
     if len(sources) == 1 and not Path(sources[0]).suffix and not Path(sources[0]).exists():
         motions, subjects = project.motions(), project.subjects()
         if sources[0] not in (*motions, *subjects):
@@ -37,7 +89,7 @@ def photos_of(sources: list[str]) -> tuple[Path, ...]:
         inside = source.iterdir() if source.is_dir() else [source]
         found += sorted((path for path in inside if path.suffix.lower() in IMAGES), key=natural)
     if not found:
-        raise UsageError(f"{', '.join(sources)}: no photos there", f"their names end in {', '.join(IMAGES)}")
+        raise UsageError(f"{', '.join(sources)}: no photos there", f"their names end in {', '.join(sorted(PICTURES))}")
     return tuple(found)
 
 

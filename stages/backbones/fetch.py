@@ -5,16 +5,15 @@ for it too. Pickled weights are never read by this process: convert.py does so o
 """
 from __future__ import annotations
 
-import errno
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import BadInput, MissingPrerequisite, OutOfResources, UsageError, VideomageError
+from ..core.errors import BadInput, OutOfResources, UsageError
+from ..core.hub import licence_of, missing_room, room, the_hub
 from ..core.report import Report, silent
 from .bases import converted, find, home, licence, locate, on_hub
 from .folder import check, check_index, is_pickle, is_weights
@@ -42,11 +41,10 @@ def look_up(base: str) -> Download:
     """Ask the hub what a base consists of. Raises BadInput for a repository that is not there or is no base,
     MissingPrerequisite where the hub cannot be reached."""
     repo, revision = on_hub(base)
-    with _hub(repo) as hub:
+    with the_hub(repo) as hub:
         info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
     files, pickled = choose({entry.rfilename: entry.size or 0 for entry in info.siblings}, repo)
-    stated = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
-    return Download(repo, info.sha, stated[0] if stated else licence(base), files, pickled)
+    return Download(repo, info.sha, licence_of(info) or licence(base), files, pickled)
 
 
 def choose(there: dict[str, int], repo: str = "it") -> tuple[dict[str, int], tuple[str, ...]]:
@@ -122,13 +120,10 @@ def _pickles(base: str, repo: str, parts: Sequence[str]) -> BadInput:
 def _download(base: str, plan: Download, report: Report) -> Path:
     """The files of a plan -> the snapshot's folder in the hub's cache. What is there already is not asked for again."""
     _, revision = on_hub(base)
-    with _hub(plan.repo) as hub:
-        cache = Path(hub.constants.HF_HUB_CACHE)
-        missing = {name: size for name, size in plan.files.items() if not isinstance(hub.try_to_load_from_cache(
-            plan.repo, name, revision=plan.commit, cache_dir=cache), str)}
-        _room(cache, sum(missing.values()), "HF_HOME")
+    with the_hub(plan.repo) as hub:
+        cache = missing_room(hub, plan.repo, plan.commit, plan.files)
         if plan.pickled:
-            _room(home(), plan.bytes, "VIDEOMAGE_HOME")
+            room(home(), plan.bytes, "VIDEOMAGE_HOME")
         first = ["model_index.json"]                  # a base of another kind is refused before its gigabytes
         for k, name in enumerate([*first, *sorted(plan.files.keys() - first, key=plan.files.get)]):
             report(step=k + 1, of=len(plan.files), file=name, gigabytes=plan.files[name] / 1e9)
@@ -137,15 +132,6 @@ def _download(base: str, plan: Download, report: Report) -> Path:
                 check_index(path, base)
                 folder = path.parent
     return folder
-
-
-def _room(folder: Path, size: int, variable: str) -> None:
-    """Raise OutOfResources where a disk has not so many bytes left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise OutOfResources(f"{size / 1e9:.1f} GB are needed in {folder}, and its disk has {free / 1e9:.1f} GB left",
-                             f"make room, or set {variable} to a folder elsewhere")
 
 
 def _converted(source: Path, out: Path, facts: Mapping[str, str]) -> Path:
@@ -167,34 +153,3 @@ def _converted(source: Path, out: Path, facts: Mapping[str, str]) -> Path:
         shutil.rmtree(out, ignore_errors=True)
         raise
     return out
-
-
-@contextmanager
-def _hub(repo: str) -> Iterator[object]:
-    """huggingface_hub, with its errors in our words and without its progress bars."""
-    import huggingface_hub
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield huggingface_hub
-    except VideomageError:
-        raise
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise BadInput(f"the hub has no {repo}, or not that revision, or not for you ({_line(error)})",
-                       "mind the spelling; for a gated one: hf auth login") from error
-    except (HTTPError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise MissingPrerequisite(f"the hub cannot be reached ({_line(error)})", "go on where there is a network, or "
-                                  "copy the folder here and name it: videomage init --base FOLDER") from error
-    finally:
-        if shown:
-            enable_progress_bars()
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

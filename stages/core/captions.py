@@ -27,10 +27,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import BadInput
+from .kinds import CLIPS
 from .stage import natural
 from .tables import Content, Part, read_table
 
-CLIPS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".apng"}
 NOTES = {".txt", ".json"}
 TABLES = {".csv", ".jsonl"}
 _READ = CLIPS | NOTES | TABLES

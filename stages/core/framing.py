@@ -38,20 +38,24 @@ def box_of(mask_HW: np.ndarray) -> Box | None:
 
 def fit_size(frames_FHWC: np.ndarray, size: tuple[int, int], fit: str = "cover", around: Box | None = None
              ) -> np.ndarray:
-    """uint8 (F, H, W, 3), or masks bool (F, H, W) -> the same at `size`; a mask's pixel is in where at least half of it
-    was. fit, around: see `frame_box`."""
+    """uint8 (F, H, W, 3), or masks bool (F, H, W) -> the same at `size`. An enlarged mask keeps its pixels; in a
+    reduced one a pixel is in where at least half of it was. fit, around: see `frame_box`. contain: what is added to a
+    mask is outside."""
     height, width = frames_FHWC.shape[1:3]
     if (height, width) == tuple(size):
         return frames_FHWC
-    if frames_FHWC.dtype == bool:
-        return fit_size(frames_FHWC.astype(np.uint8) * 255, size, fit, around) > 127
+    if is_mask := frames_FHWC.dtype == bool:
+        frames_FHWC = frames_FHWC.astype(np.uint8) * 255
     left, top, right, bottom = frame_box((height, width), size, fit, around)
     pads = [int(np.ceil(max(0.0, beyond) - 1e-9)) for beyond in (-top, bottom - height, -left, right - width)]
     if any(pads):
         edges = ((0, 0), tuple(pads[:2]), tuple(pads[2:]), *((0, 0),) * (frames_FHWC.ndim - 3))
-        frames_FHWC = np.pad(frames_FHWC, edges, "edge")
+        frames_FHWC = np.pad(frames_FHWC, edges, "constant" if is_mask else "edge")
         left, top, right, bottom = left + pads[2], top + pads[0], right + pads[2], bottom + pads[0]
     scale = (bottom - top) / size[0]
     how = Image.Resampling.BOX if scale >= 1 and scale == int(scale) else Image.Resampling.LANCZOS
-    return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], how, box=(left, top, right, bottom)))
-                     for f in frames_FHWC])
+    if is_mask and scale < 1:
+        how = Image.Resampling.NEAREST
+    out = np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], how, box=(left, top, right, bottom)))
+                    for f in frames_FHWC])
+    return out > 127 if is_mask else out

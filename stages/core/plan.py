@@ -93,6 +93,11 @@ class Plan:
         return self.partial / f"checkpoints-{self.identity[:16]}"
 
     # -- freshness ----------------------------------------------------------------------------------------------
+    def edited(self, manifest: Mapping) -> list[str]:
+        """The files of the artefact whose content is no longer what the stage left."""
+        there = ((name, sha, self.folder / name) for name, sha in manifest["files"].items())
+        return [name for name, sha, path in there if path.is_file() and self.project.sha256(path) != sha]
+
     def recorded(self) -> dict | None:
         """The manifest, or None."""
         return self.project.manifest(self.manifest_path)
@@ -104,7 +109,7 @@ class Plan:
             absent = [source.what for source in self.sources.values() if not source.files()]
             return State("missing", tuple(f"needs {what}" for what in absent))
         skip = set(old.get("given", ()))
-        reasons = [*_damage(self.project, self.folder, old), *_changes(old["settings"], self.settings(), "")]
+        reasons = [*_damage(self, old), *_changes(old["settings"], self.settings(), "")]
         if old["seed"] != self.seed:
             reasons.append(f"seed {old['seed']} -> {self.seed}")
         if self.stage.uses_base and self.base is not None and old["base"] != plain(self.base):
@@ -250,13 +255,11 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[s
             for key in keys if old.get(key) != new.get(key)]
 
 
-def _damage(project: Workspace, folder: Path, manifest: Mapping) -> list[str]:
-    """Files of the artefact that are gone or were changed after the stage left them."""
+def _damage(plan: Plan, manifest: Mapping) -> list[str]:
+    """Files of the artefact that are gone, or were changed afterwards and are not a person's to change."""
     found = []
-    for name, sha in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
+    for name in manifest["files"]:
+        if not (plan.folder / name).is_file():
             found.append(f"its file {name} is gone")
-        elif project.sha256(path) != sha:
-            found.append(f"its file {name} was changed by hand")
-    return found
+    edited = [name for name in plan.edited(manifest) if not name.startswith(plan.stage.editable)]
+    return [*found, *(f"its file {name} was changed by hand" for name in edited)]

@@ -43,7 +43,7 @@ def overlay(frames_FHWC: np.ndarray, masks: Mapping[str, np.ndarray], short_side
     for ink, mask in zip(_inks(len(masks)), masks.values()):
         large = enlarge(np.asarray(mask, bool), times)
         out[large] = 0.8 * out[large] + 0.2 * np.float32(ink)
-        out[_outline(large)] = ink
+        out[outline(large)] = ink
     legend = _legend(list(masks), out.shape[2])
     return np.concatenate([out.astype(np.uint8), np.broadcast_to(legend, (len(out), *legend.shape))], 1)
 
@@ -52,8 +52,8 @@ def _inks(count: int) -> list[tuple[int, int, int]]:
     return [INKS[n % len(INKS)] for n in range(count)]
 
 
-def _outline(masks_FHW: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a neighbour (of four) outside it, two pixels thick."""
+def outline(masks_FHW: np.ndarray) -> np.ndarray:
+    """bool (F, H, W): pixels of the mask with a neighbour (of four) outside it, two pixels thick."""
     inner = masks_FHW
     for _ in range(2):
         padded = np.pad(inner, ((0, 0), (1, 1), (1, 1)))

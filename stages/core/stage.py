@@ -54,6 +54,7 @@ class Stage:
     request: Callable[[Workspace, str], dict]              # what the project asks of it beside options (prompt, class)
     intent: Callable[[Settings], object]                   # its options as the project has them
     command: Callable[[str], str]                          # name -> what to type
+    editable: tuple[str, ...] = ()                         # folders of it whose files a person may change
     uses_base: bool = True
     manifest: str = "{stage}.json"
 

@@ -23,40 +23,43 @@ from .errors import BadInput
 
 CHUNK = 16                                                          # pictures through a network at a time
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))          # mean, deviation
 
 
 @dataclass(frozen=True)
 class Preparation:
     """uint8 frames -> what a network sees. size: (H, W) to resize to, or a short side whose aspect is kept; crop: the
-    (H, W) of the middle that is looked at, None for all; resample: Pillow's number of the filter (3 is bicubic)."""
+    (H, W) of the middle that is looked at, None for all; resample: Pillow's number of the filter (3 is bicubic);
+    longest: what the long side may have at most where size is a short side, None for no bound."""
 
     size: tuple[int, int] | int
     crop: tuple[int, int] | None
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     resample: int = int(Image.Resampling.BICUBIC)
+    longest: int | None = None
 
     @classmethod
-    def of(cls, folder: Path, image_size: int, *, whole: bool = False) -> Preparation:
-        """As preprocessor_config.json in the folder says. What it leaves open: bicubic, CLIP's mean and deviation, and
-        CLIP's rule of a short side of image_size and its middle; whole: the whole frame at image_size squared."""
+    def of(cls, folder: Path, image_size: int, *, whole: bool = False,
+           colours: tuple[tuple[float, ...], tuple[float, ...]] = (CLIP_MEAN, CLIP_STD)) -> Preparation:
+        """As preprocessor_config.json in the folder says. What it leaves open: bicubic, colours (mean and deviation),
+        and CLIP's rule of a short side of image_size and its middle (a longest side without a crop means the whole
+        frame); whole: the whole frame at image_size squared."""
         said = _said(folder)
         size = _size(said.get("size"), (image_size, image_size) if whole else image_size)
-        cropped = said.get("do_center_crop", isinstance(size, int))
+        longest = said["size"].get("longest_edge") if isinstance(said.get("size"), Mapping) else None
+        cropped = said.get("do_center_crop", isinstance(size, int) and longest is None)
         crop = _size(said.get("crop_size"), (image_size, image_size)) if cropped else None
         plain = said.get("do_normalize") is False
         return cls(size, (crop, crop) if isinstance(crop, int) else crop,
-                   (0.0,) * 3 if plain else tuple(said.get("image_mean", CLIP_MEAN)),
-                   (1.0,) * 3 if plain else tuple(said.get("image_std", CLIP_STD)),
-                   int(said.get("resample", cls.resample)))
+                   (0.0,) * 3 if plain else tuple(said.get("image_mean", colours[0])),
+                   (1.0,) * 3 if plain else tuple(said.get("image_std", colours[1])),
+                   int(said.get("resample", cls.resample)), longest)
 
     def __call__(self, frames_FHWC: np.ndarray) -> Tensor:
         """uint8 (F, H, W, 3) -> float32 (F, 3, h, w)."""
         height, width = frames_FHWC.shape[1:3]
-        size = self.size
-        if isinstance(size, int):
-            short = min(height, width)
-            size = (int(size * height / short), int(size * width / short))
+        size = self.size if isinstance(self.size, tuple) else self._whole(height, width)
         out = [np.asarray(frame if (height, width) == size else
                           Image.fromarray(frame).resize(size[::-1], self.resample)) for frame in frames_FHWC]
         pixels = np.stack(out).astype(np.float32)
@@ -66,10 +69,20 @@ class Preparation:
         pixels = (pixels / 255 - np.float32(self.mean)) / np.float32(self.std)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
+    def _whole(self, height: int, width: int) -> tuple[int, int]:
+        """The (H, W) of a frame whose short side is size, or less where its long side is longest."""
+        short, long = sorted((height, width))
+        side = self.size if self.longest is None else min(self.size, self.longest * short / long)
+        other = int(side * long / short)
+        side = max(round(side), 1)
+        return (side, other) if height <= width else (other, side)
+
     def save(self, folder: Path) -> Path:
         """Write preprocessor_config.json, as `of` and transformers' processors read it."""
         def said(size: tuple[int, int] | int) -> dict[str, int]:
-            return {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
+            longest = {"longest_edge": self.longest} if self.longest else {}
+            return {"shortest_edge": size, **longest} if isinstance(size, int) else {"height": size[0],
+                                                                                    "width": size[1]}
 
         path = folder / "preprocessor_config.json"
         path.write_text(json.dumps({
@@ -115,10 +128,10 @@ def in_chunks(function: Callable[[Tensor], Tensor], prepare: Preparation, frames
 
 
 def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: str,
-               device: str = "cpu") -> nn.Module:
+               device: str = "cpu", twins: Mapping[str, str] | None = None) -> nn.Module:
     """The network in a folder, frozen, float32. kinds: {model_type of its config.json: its from_pretrained}. what,
-    remedy: how errors call it and what to do. Raises BadInput where it is missing, of another kind, damaged, or lacks
-    weights."""
+    remedy: how errors call it and what to do. twins: {tensor that files may leave out: the one it equals}. Raises
+    BadInput where it is missing, of another kind, damaged, or lacks weights."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{what} is not in {folder}: there is no config.json", remedy)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -137,6 +150,11 @@ def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: s
         if drawn:
             logging.enable_progress_bar()
     absent = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for twin, source in (twins or {}).items():
+        if twin in absent and source not in absent:
+            tensors[twin].data.copy_(tensors[source].data)
+            absent.remove(twin)
     if absent:
         raise BadInput(f"{what} in {folder} lacks {len(absent)} of its weights, {absent[0]} first", remedy)
     return model.to(device).eval().requires_grad_(False)

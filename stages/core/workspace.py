@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import settings as project_file
 from .errors import BadInput, MissingPrerequisite
+from .kinds import PICTURES, UNREADABLE
 from .lock import locked
 from .plan import Plan
 from .settings import Motion, Settings, Subject, check_name, did_you_mean
@@ -24,7 +25,7 @@ from .stage import Artifact, Input, Stage, State, natural, plain
 __all__ = ["Artifact", "Input", "Motion", "Plan", "Settings", "Stage", "State", "Subject", "Workspace"]
 
 MANIFEST = {"settings", "request", "inputs", "files", "seed", "base", "overrides"}     # what no manifest may lack
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = PICTURES | UNREADABLE          # what counts as a photo: what cannot be read is refused by name, not left out
 
 
 class Workspace:
@@ -231,12 +232,18 @@ class Workspace:
 
 
 def keep(paths: Iterable[Path], folder: Path) -> None:
-    """Copy files into a new folder under their own names, numbered where two are called the same."""
+    """Copy files into a new folder, under `kept_names`."""
     folder.mkdir(parents=True)
-    paths = list(paths)
-    alike = len({path.name for path in paths}) < len(paths)
-    for number, path in enumerate(paths):
-        shutil.copyfile(path, folder / (f"{number:04d}-{path.name}" if alike else path.name))
+    for path, name in zip(paths := list(paths), kept_names(paths)):
+        shutil.copyfile(path, folder / f"{name}{path.suffix}")
+
+
+def kept_names(paths: Iterable[Path]) -> list[str]:
+    """The names, without endings, under which files are kept: their own, numbered where two would be called alike. A
+    photo's mask has the same one."""
+    stems = [path.stem for path in paths]
+    alike = len({stem.lower() for stem in stems}) < len(stems)
+    return [f"{number:04d}-{stem}" if alike else stem for number, stem in enumerate(stems)]
 
 
 def fused_name(subjects: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Frames and phrases -> masks: what draws the mask tracks of METHOD 3.1 and 4 (the paper uses Grounded-SAM2).
 
-A segmenter is one file here and one line in SEGMENTERS: a class that is made from a Setup. Imports no torch: a
-segmenter's file is read when it is loaded.
+A segmenter is one file here and one line in SEGMENTERS: a class that is made from a Setup. Imports
+neither torch nor numpy: a segmenter's file is read when it is loaded.
 """
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import UsageError
-from ..core.framing import Box
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..core.framing import Box
 
 SEGMENTERS = {"grounded-sam2": ("grounded_sam2", "GroundedSam2"), "clipseg": ("clipseg", "ClipSeg"),
               "given": ("given", "Given")}                  # name -> its file here, its class
@@ -55,6 +57,18 @@ class Hint:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What pictures were taken from, for masks that were drawn on that: its number of pictures, which of them these
+    are, its shape (H, W) and how it was fitted (core/framing.py). names: of photos, without their endings."""
+
+    count: int
+    chosen: tuple[int, ...]
+    shape: tuple[int, int]
+    fit: str = "cover"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Instance:
     """One thing that answers to a phrase, in the frame that shows it best. confidence: 0..1. taken: whether the masks
     are of it."""
@@ -82,10 +96,12 @@ class Segmenter(Protocol):
 
     usual: tuple[str, ...]
 
-    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = ()) -> dict[str, Masks]:
+    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = (),
+              source: Source | None = None) -> dict[str, Masks]:
         """frames: uint8 (F, H, W, 3), a clip, or one photo. -> for every phrase its masks, at the frames' own size; a
         phrase found nowhere has empty masks. The masks of one call may be drawn together: phrases can compete. hints
-        take the place of looking for their phrases. Raises UsageError where the segmenter takes none."""
+        take the place of looking for their phrases. source: what the frames were taken from; only masks that are
+        there already ask for it. Raises UsageError where the segmenter takes no hints."""
         ...
 
 
@@ -100,8 +116,7 @@ def load(name: str, setup: Setup | None = None) -> Segmenter:
 
 def confidence(masks_FHW: np.ndarray, probability_FHW: np.ndarray) -> np.ndarray:
     """(F,): the mean probability over each frame's mask, 0 where the mask is empty."""
-    sums = (probability_FHW * masks_FHW).sum((1, 2), dtype=np.float64)
-    return sums / np.maximum(masks_FHW.sum((1, 2)), 1)
+    return (probability_FHW * masks_FHW).sum((1, 2), dtype=float) / masks_FHW.sum((1, 2)).clip(1)
 
 
 def no_hints(hints: Sequence[Hint], name: str) -> None:

@@ -17,7 +17,7 @@ from transformers import CLIPSegForImageSegmentation
 from ..core.errors import BadInput, UsageError
 from ..core.vision import Preparation, Words, checked_frames, in_chunks, read_model
 from ..sprites.looks import SMALL
-from . import Hint, Masks, Setup, confidence, no_hints
+from . import Hint, Masks, Setup, Source, confidence, no_hints
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "clipseg"
 WHAT = "the CLIPSeg model"
@@ -39,7 +39,8 @@ class ClipSeg:
         if self.prepare.crop:
             raise BadInput(f"{WHAT} in {folder} looks at the middle of a picture only (do_center_crop)", REMEDY)
 
-    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = ()) -> dict[str, Masks]:
+    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = (),
+              source: Source | None = None) -> dict[str, Masks]:
         """Each pixel goes to the phrase with the highest probability there, if that is above the threshold."""
         no_hints(hints, "clipseg")
         phrases = list(dict.fromkeys(phrases))

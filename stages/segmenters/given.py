@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import BadInput, UsageError
-from ..core.video import read_masks
+from ..core.framing import fit_size
+from ..core.pictures import read_mask
+from ..core.video import list_images
 from ..core.vision import checked_frames
-from . import Hint, Masks, Setup, no_hints
+from . import Hint, Masks, Setup, Source, no_hints
 
 
 class Given:
@@ -31,27 +33,40 @@ class Given:
     def usual(self) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
 
-    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = ()) -> dict[str, Masks]:
-        """One picture per frame, in natural order of their names, brought to the frames' size. Masks may overlap: they
-        are kept as drawn. Raises BadInput where a phrase, a picture or the aspect is missing or differs."""
+    def masks(self, frames: np.ndarray, phrases: Sequence[str], hints: Sequence[Hint] = (),
+              source: Source | None = None) -> dict[str, Masks]:
+        """One mask per picture, by the photo's name or in natural order; or one for every frame of the clip that the
+        frames were taken from. They are brought to the frames' size, and may overlap: they are kept as drawn. Raises
+        BadInput where a phrase, a picture or the aspect is missing or differs."""
         no_hints(hints, "given")
         count, *size = checked_frames(frames).shape[:3]
-        tracks = {phrase: self._read(phrase, count, tuple(size)) for phrase in dict.fromkeys(phrases)}
+        tracks = {phrase: self._read(phrase, count, tuple(size), source) for phrase in dict.fromkeys(phrases)}
         return {phrase: Masks(track, track.any((1, 2)).astype(np.float64)) for phrase, track in tracks.items()}
 
-    def _read(self, phrase: str, count: int, size: tuple[int, int]) -> np.ndarray:
+    def _read(self, phrase: str, count: int, size: tuple[int, int], source: Source | None) -> np.ndarray:
         folder = self._folder_of(phrase)
-        track = read_masks(folder)
-        if len(track) != count:
-            raise BadInput(f"{folder} holds {len(track)} masks for {count} pictures",
+        paths = list_images(folder)
+        by_name = {path.stem: path for path in paths}
+        if source and source.names and set(source.names) <= by_name.keys():
+            paths = [by_name[source.names[k]] for k in source.chosen]
+        elif source and len(paths) == source.count:
+            paths = [paths[k] for k in source.chosen]
+        elif len(paths) != count:
+            whole = f" (nor one for each of the {source.count} of the clip)" if source and source.count > count else ""
+            raise BadInput(f"{folder} holds {len(paths)} masks for {count} pictures{whole}",
                            "draw one for each, an all black one where the actor is not in sight")
-        if track.shape[1:] == size:
-            return track
-        (tall, wide), (height, width) = track.shape[1:], size
-        if abs(tall * width - wide * height) > max(tall, wide, height, width):      # more than rounding to whole pixels
-            raise BadInput(f"the masks in {folder} are {wide} x {tall}, and the pictures {width} x {height}",
-                           "draw them at the pictures' size, or at least in their aspect")
-        return read_masks(folder, size)
+        return np.stack([self._fitted(path, size, source) for path in paths])
+
+    def _fitted(self, path: Path, size: tuple[int, int], source: Source | None) -> np.ndarray:
+        """One mask at the frames' size: drawn on the frames, or on the picture that they were cut out of."""
+        mask = read_mask(path)
+        shape = mask.shape
+        if _alike(shape, size):
+            return fit_size(mask[None], size)[0]
+        if source and _alike(shape, source.shape):
+            return fit_size(mask[None], size, source.fit)[0]
+        raise BadInput(f"the mask {path} is {shape[1]} x {shape[0]}, and the pictures {size[1]} x {size[0]}",
+                       "draw it at the pictures' size, or at least in their aspect")
 
     def _folder_of(self, phrase: str) -> Path:
         """The sub-folder named like the phrase; capitals, spaces and hyphens do not count."""
@@ -68,3 +83,8 @@ class Given:
 
 def _plain(name: str) -> str:
     return re.sub(r"\W+|_", "-", name.lower()).strip("-")
+
+
+def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes have one aspect, up to rounding to whole pixels."""
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)

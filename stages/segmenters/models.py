@@ -23,8 +23,14 @@ class Weights:
     megabytes: int
 
 
+FAMILIES = ("IDEA-Research/grounding-dino", "facebook/sam2")      # how the repositories of such models begin
 KNOWN = (Weights("Grounding DINO", "IDEA-Research/grounding-dino-tiny", "Apache-2.0", 690),
          Weights("SAM2", "facebook/sam2.1-hiera-tiny", "Apache-2.0", 156))
+
+
+def is_one(name: str) -> bool:
+    """Whether a name that is to be fetched means a model of a segmenter, and not a base."""
+    return name == NAME or name.startswith(FAMILIES)
 
 
 def terms(name: str) -> str:
@@ -55,3 +61,10 @@ def locate(name: str, what: str) -> Path:
         return folder
     known = f" ({terms(name)})" if terms(name) else ""
     raise MissingPrerequisite(f"{what}, {name}{known}, is not on this machine", f"Run: videomage fetch {name}")
+
+
+def revision(name: str) -> str:
+    """A model as a manifest names it: "owner/name@commit" of one of the hub, the last part of a folder's name."""
+    folder = find(name)
+    at_commit = folder is not None and folder.parent.name == "snapshots"
+    return f"{name.partition('@')[0]}@{folder.name}" if at_commit else Path(name).name

@@ -1,0 +1,245 @@
+"""Frames of a video file as they are meant to be seen, chosen by number: upright, square pixels, sRGB, deinterlaced.
+
+PyAV decodes, from the key frame before the first frame wanted, and holds no more than one at a time. decord decodes
+whole plain files where it is installed: bit for bit what PyAV gives of them (8 bits, 4:2:0, progressive). But it hands
+damaged frames over in silence, so the bitstream is gone over first, which is cheap without the reconstruction.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+
+import av
+import numpy as np
+from av.filter import Graph
+from PIL import Image
+
+from .colour import is_hdr, is_wide, over_white, to_srgb
+from .containers import LARGEST, REMEDY, Film, damaged, decoded, opened
+from .errors import BadInput
+
+PLAIN = {"h264", "hevc", "vp8", "vp9", "mpeg4"}            # codecs that decord reads as PyAV does
+NEAR = 48                                                  # frames to decode on for, rather than to seek
+EXACT = 0x4 | 0x2000 | 0x40000      # SWS_BICUBIC, FULL_CHR_H_INT, ACCURATE_RND, named in PyAV from 17 on; else 10 bits lose 2
+QUICK = {"skip_idct": "all", "skip_loop_filter": "all"}
+
+
+def frames_of(film: Film, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W, 3)) of each frame wanted, once and in ascending order. Raises BadInput for damage."""
+    wanted = sorted(set(numbers))
+    if len(wanted) == len(film.times) and is_plain(film):
+        reader = _decord(film)
+        if reader is not None:
+            for begin in range(0, len(wanted), 16):
+                yield from zip(wanted[begin:], reader.get_batch(wanted[begin:begin + 16]).asnumpy())
+            return
+    for run in _runs(film, wanted):
+        yield from _run(film, run)
+
+
+def is_plain(film: Film) -> bool:
+    """Whether decord gives of this file just what PyAV does."""
+    colours = film.colours
+    if film.size[0] % 2 or film.size[1] % 2:               # it makes other colours of the last row and column
+        return False
+    if colours.matrix != 5 and not (colours.tagged and colours.matrix == 1):       # untagged is BT.601 to decord
+        return False
+    return (film.codec in PLAIN and colours.pixels in ("yuv420p", "yuvj420p") and not colours.alpha and film.pixel == 1
+            and not (is_hdr(colours.transfer) or is_wide(colours.primaries)) and film.ticks is not None
+            and not film.interlaced and film.turn[1:3] == (0, 0) and min(film.turn[0], film.turn[3]) > 0)
+
+
+def sound_frames(film: Film) -> int:
+    """How many frames can be decoded without an error, all looking alike in format; nothing is reconstructed."""
+    sound, looks = 0, set()
+    with opened(film.path) as container:
+        stream = container.streams[film.stream]
+        stream.codec_context.options = QUICK
+        for packet in _packets(container, stream):
+            for frame in decoded(stream.codec_context, packet):
+                looks.add((frame.width, frame.height, frame.format.name, frame.interlaced_frame, frame.colorspace))
+                sound += not frame.is_corrupt and len(looks) == 1
+    return sound
+
+
+def _decord(film: Film):
+    """A reader, or None where decord is not installed or does not see the file as its container says it is."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    decord.logging.set_level(decord.logging.FATAL)
+    if sound_frames(film) < len(film.times):
+        return None                                        # PyAV says what is wrong
+    try:
+        reader = decord.VideoReader(str(film.path.absolute()), num_threads=1)
+        if len(reader) != len(film.times):
+            return None
+        times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        return reader if np.abs(times - times[0] - film.times).max() < 1e-3 else None
+    except (decord.DECORDError, RuntimeError):
+        return None
+
+
+# -- PyAV -----------------------------------------------------------------------------------------------------------
+def _runs(film: Film, wanted: list[int]) -> list[list[int]]:
+    """The frames wanted, parted where a later one is better sought than decoded towards."""
+    if film.ticks is None or len(wanted) == len(film.times):
+        return [wanted] if wanted else []
+    runs: list[list[int]] = []
+    for _, group in groupby(wanted, lambda number: _key(film, number)):
+        numbers = list(group)
+        if runs and film.keys[_key(film, numbers[0])] - runs[-1][-1] < NEAR:
+            runs[-1] += numbers
+        else:
+            runs.append(numbers)
+    return runs
+
+
+def _key(film: Film, number: int) -> int:
+    """Place in film.keys of the last one that is shown no later than this frame, nor, interlaced, than that before."""
+    return max(0, int(np.searchsorted(film.keys, max(0, number - film.interlaced), "right")) - 1)
+
+
+def _run(film: Film, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames of one stretch: sought, or, should that not do (a key that is none), decoded from the file's beginning."""
+    key = film.keys[_key(film, wanted[0])]
+    left = list(wanted)
+    for seek in ([int(film.ticks[key]), None] if key else [None]):
+        for number, frame in _stretch(film, left, seek):
+            if number != left[0]:
+                break
+            yield number, _finish(film, frame)
+            left.pop(0)
+        if not left:
+            return
+    raise damaged(film)
+
+
+def _stretch(film: Film, wanted: list[int], seek: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames wanted as decoded, less damaged ones; deinterlaced, for which the frames beside are looked at too."""
+    around = set(wanted)
+    if film.interlaced:
+        around |= {number + step for number in wanted for step in (-1, 1)}
+    frames = _numbered(film, seek, max(around))
+    chosen = ((number, frame) for number, frame in frames if number in around)
+    asked = set(wanted)
+    yield from (pair for pair in (_deinterlaced(chosen) if film.interlaced else chosen) if pair[0] in asked)
+
+
+def _numbered(film: Film, seek: int | None, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their numbers, sound ones only, until the last is there. Where packets bear no exact times frames are
+    counted, which an error puts an end to."""
+    numbers = {tick: n for n, tick in enumerate(film.ticks.tolist())} if film.ticks is not None else None
+    with opened(film.path) as container:
+        stream, count = container.streams[film.stream], 0
+        context = _decoder(film, stream)
+        if seek is not None:
+            container.seek(seek, stream=stream)
+        for packet in _packets(container, stream):
+            try:
+                found = context.decode(packet)
+            except av.error.FFmpegError:
+                if numbers is None:
+                    return
+                continue
+            for frame in found:
+                number = count if numbers is None else numbers.get(frame.pts)
+                count += 1
+                if number is not None and not frame.is_corrupt:
+                    yield number, frame
+                elif numbers is None:
+                    return
+                if number is not None and number >= last:
+                    return
+
+
+def _packets(container, stream) -> Iterator:
+    with suppress(av.error.FFmpegError):                   # it breaks off; what is missing will be missed
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    yield None
+
+
+def _decoder(film: Film, stream):
+    """The stream's own, but for VP8 and VP9 with alpha, which only libvpx reads."""
+    if film.codec in ("vp8", "vp9") and film.colours.alpha:
+        return av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[film.codec], "r")
+    return stream.codec_context
+
+
+def _deinterlaced(frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """bwdif, a frame for a frame; frames that are flagged progressive pass as they are, and so does what is tiny."""
+    graph, waiting = None, []
+    for number, frame in frames:
+        if min(frame.width, frame.height) < 4:
+            yield number, frame
+            continue
+        if graph is None:
+            graph = Graph()
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
+                                      time_base=frame.time_base)
+            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+            graph.configure()
+        waiting.append(number)
+        frame.pts = len(waiting)
+        graph.vpush(frame)
+        yield from _pulled(graph, waiting)
+    if graph is not None:
+        graph.vpush(None)
+        yield from _pulled(graph, waiting)
+
+
+def _pulled(graph: Graph, waiting: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    while True:
+        try:
+            frame = graph.vpull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        yield waiting.pop(0), frame
+
+
+# -- one frame ------------------------------------------------------------------------------------------------------
+def _finish(film: Film, frame: av.VideoFrame) -> np.ndarray:
+    if (frame.height, frame.width) != film.size:
+        raise BadInput(f"{film.path} changes its size within, from {film.size[1]} x {film.size[0]} to {frame.width} x "
+                       f"{frame.height}", REMEDY)
+    return upright(_square(_coloured(film, frame), film), film.turn)
+
+
+def _coloured(film: Film, frame: av.VideoFrame) -> np.ndarray:
+    """uint8 (H, W, 3) sRGB of a frame as stored."""
+    colours = film.colours
+    if colours.matrix:
+        frame.colorspace, frame.color_range = colours.matrix, 2 if colours.full else 1
+    if colours.alpha:
+        return over_white(frame.to_ndarray(format="rgba", interpolation=EXACT))
+    if is_hdr(colours.transfer) or is_wide(colours.primaries):
+        codes = frame.to_ndarray(format="rgb48le", interpolation=EXACT)
+        return to_srgb(codes / np.float32(0xFF00), colours.transfer, colours.primaries)      # libav's white is 255 << 8
+    if colours.pixels.startswith("gray") and int(frame.color_range) == 1:                    # which libav passes over
+        grey = (frame.to_ndarray(format="rgb24", interpolation=EXACT).astype(np.float32) - 16) * (255 / 219)
+        return np.rint(grey.clip(0, 255)).astype(np.uint8)
+    if colours.pixels in ("yuv420p", "yuvj420p"):
+        return frame.to_ndarray(format="rgb24")            # as decord does
+    return frame.to_ndarray(format="rgb24", interpolation=EXACT)
+
+
+def _square(picture: np.ndarray, film: Film) -> np.ndarray:
+    """Oblong pixels become square, the longer side being kept: nothing of the picture is lost."""
+    if film.pixel == 1:
+        return picture
+    height, width = picture.shape[:2]
+    wide = film.pixel > 1
+    size = (max(1, round(width * film.pixel)), height) if wide else (width, max(1, round(height / film.pixel)))
+    if size[0] * size[1] > LARGEST:
+        raise BadInput(f"{film.path} declares pixels of {film.pixel}, which makes {size[0]} x {size[1]} of it", REMEDY)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def upright(picture: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
+    """As the display matrix wants it shown: the nearest of the eight quarter turns and reflections."""
+    a, b, c, d = turn
+    if abs(a) < abs(c):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1])

@@ -1,0 +1,194 @@
+"""Pictures as they are meant to be seen: photos, animated pictures, masks; by Pillow, told by content, not by name.
+
+Every reader opens through `opened`, so damage, a bomb or a foreign file is a BadInput that names the file. Pillow's
+limit on pixels stands (twice Image.MAX_IMAGE_PIXELS, 179 million); its warning from half of that on is for servers.
+"""
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from .colour import over_white
+from .containers import head_of, to_png
+from .errors import BadInput
+from .kinds import UNREADABLE
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+MOVING = {"GIF", "WEBP", "PNG", "AVIF"}                    # formats whose further pictures are frames with a duration
+SLOW = 0.1                                                 # seconds that browsers give a GIF's frame of 10 ms or less
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
+          zlib.error)
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}                     # EXIF's Orientation: what makes it upright
+AGAIN = "Save it again as PNG or JPEG"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, open; whatever Pillow meets in it becomes BadInput, and what it merely warns of is no matter."""
+    head_of(path)
+    if path.suffix.lower() in UNREADABLE:
+        raise BadInput(f"{path} is of a kind that is not read here ({path.suffix.lower()[1:]})",
+                       f"Save it as PNG or JPEG first: {to_png(path)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_known()) as picture:
+                if picture.format == "PNG":
+                    picture.verify()                       # the checksums; it is used up by that
+            with Image.open(path, formats=_known()) as picture:
+                yield picture
+    except Image.DecompressionBombError as bomb:
+        raise BadInput(f"{path} is too large a picture: more than {2 * Image.MAX_IMAGE_PIXELS} pixels",
+                       "Make it smaller first") from bomb
+    except UnidentifiedImageError as foreign:
+        raise BadInput(f"{path} is no picture that can be read", AGAIN) from foreign
+    except DAMAGE as damage:
+        raise BadInput(f"{path} is a damaged picture ({damage})", AGAIN) from damage
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file's first bytes are those of a picture, moving or not. Raises BadInput for a bomb."""
+    try:
+        with opened(path):
+            return True
+    except BadInput as refused:
+        if isinstance(refused.__cause__, UnidentifiedImageError):
+            return False
+        raise
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """uint8 (H, W, 3) sRGB. Raises BadInput, also for what holds several pictures."""
+    with opened(path) as picture:
+        count = getattr(picture, "n_frames", 1)
+        if count > 1 and picture.format in MOVING | {"TIFF"}:       # MPO: phones put a depth map behind the photo
+            what = "an animation" if picture.format in MOVING else "a file"
+            raise BadInput(f"{path} is {what} of {count} pictures, where a photo is wanted", "Save the one meant alone")
+        return to_srgb(picture)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """bool (H, W): white is inside; what is transparent is outside, and so is what looks darker than mid-grey."""
+    with opened(path) as picture:
+        grey = np.asarray(_eight_bits(_upright(picture)).convert("RGBA").convert("LA"), np.uint32)
+    return grey[..., 0] * grey[..., 1] > 127 * 255
+
+
+def read_animation(path: Path, numbers: Sequence[int] | None = None) -> dict[int, np.ndarray]:
+    """{number: uint8 (H, W, 3)} of an animated picture's frames, of a strip's (see video.write_frames), or of a single
+    picture as the only one. numbers: which (default: all)."""
+    with opened(path) as picture:
+        begin, end = _span(path, picture)
+        if strip := _strip(picture):
+            return dict(enumerate(np.split(to_srgb(picture), strip, 1)))
+        out = {}
+        for number in range(end - begin) if numbers is None else sorted(set(numbers)):
+            picture.seek(begin + number)
+            out[number] = to_srgb(picture)
+        return out
+
+
+def count_pictures(path: Path) -> int:
+    with opened(path) as picture:
+        begin, end = _span(path, picture)
+        return _strip(picture) or end - begin
+
+
+def animation_times(path: Path) -> np.ndarray | None:
+    """Seconds of each frame from the first one, float64 (F,); None where the picture does not move."""
+    with opened(path) as picture:
+        begin, end = _span(path, picture)
+        if picture.format not in MOVING or (end - begin < 2 and picture.format != "GIF"):
+            return None
+        durations = []
+        for number in range(begin, end):
+            picture.seek(number)
+            picture.load()
+            durations.append(picture.info.get("duration", 0) / 1000)
+        if picture.format == "GIF":
+            durations = [SLOW if duration <= 0.01 else duration for duration in durations]
+    return np.concatenate([[0.0], np.cumsum(np.maximum(durations[:-1], 1e-3))])
+
+
+def _span(path: Path, picture: Image.Image) -> tuple[int, int]:
+    """The first and one past the last of the pictures that are shown. Raises BadInput where the file breaks off."""
+    count = getattr(picture, "n_frames", 1) if picture.format in MOVING | {"TIFF"} else 1      # MPO: see read_photo
+    if picture.format == "GIF" and not path.read_bytes().rstrip(b"\0\r\n").endswith(b";"):
+        raise BadInput(f"{path} is damaged: it breaks off after {count} frames", "Copy it again")
+    hidden = bool(picture.info.get("default_image")) and count > 1   # an APNG's still, not in its animation
+    return int(hidden), count
+
+
+def _strip(picture: Image.Image) -> int:
+    """Frames side by side in a PNG, as it says itself; 0: it is none."""
+    noted = str(picture.info.get("frames", "")) if picture.format == "PNG" else ""
+    return int(noted) if noted.isdecimal() and int(noted) > 0 and picture.width % int(noted) == 0 else 0
+
+
+def _known() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]              # AVIF: Pillow from 11.3 on
+
+
+# -- one picture ----------------------------------------------------------------------------------------------------
+def to_srgb(picture: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3): upright, from its colour profile to sRGB, on white paper where it is transparent."""
+    profile = picture.info.get("icc_profile")
+    picture = _eight_bits(_upright(picture))
+    if picture.mode in ("LA", "PA", "La", "RGBa") or picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if profile:
+            paint = _managed(picture.convert("RGB"), profile)
+            paint.putalpha(picture.getchannel("A"))
+            picture = paint
+        return over_white(np.asarray(picture))
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    return np.array(_managed(picture, profile).convert("RGB"))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """By its EXIF orientation; EXIF that is broken counts for nothing."""
+    try:
+        turn = TURNS.get(picture.getexif().get(0x0112, 1))
+    except DAMAGE:
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _managed(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Through its ICC profile to sRGB; a profile that is broken, or of another kind of picture, counts for nothing."""
+    if not profile and picture.mode != "LAB":
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+        if profile and "srgb" in ImageCms.getProfileDescription(source).lower():
+            return picture
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB",
+                                         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                                         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16 bits: their upper eight, rounded. Float: 0..1, or, where it exceeds that, from its least to its most; integers
+    of 32 bits likewise, where they exceed 16."""
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
+    least, most = values.min(), values.max()
+    top = 1.0 if picture.mode == "F" else 65535.0
+    if least < 0 or most > top:
+        values, top = values - least, most - least
+    return Image.fromarray(np.rint(values / (top or 1) * 255).astype(np.uint8))

@@ -1,0 +1,109 @@
+"""What is told of masks: what was taken of a clip, where each actor was found, and what mends it. For `segment`."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .core.framing import Box
+from .core.mask_sheet import Row, Sheet, spans
+from .core.sampling import Sampling
+from .core.workspace import Plan
+from .options import resolve
+from .prompts import slug
+from .segmenters import Masks, Source, models
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pictures that are looked at: a clip's frames in one shot (F, H, W, 3), or each photo as a shot of its own.
+    names: of the mask files. whole, part: see Sheet. about: what was taken, in sentences; sampling: of a clip."""
+
+    shots: list[np.ndarray]
+    sources: list[Source]
+    names: list[str]
+    labels: list[str]
+    about: list[str]
+    whole: np.ndarray | None = None
+    part: Box | None = None
+    sampling: Sampling | None = None
+
+
+def about_clip(sampling: Sampling, count: int, last: float, fps: float, shape: tuple[int, int], size: tuple[int, int],
+               part: Box, fit: str) -> list[str]:
+    """What was taken of a clip, in sentences. count: its frames; last: when its last one is shown, in seconds; shape,
+    size: of its frames, and of those that are kept (H, W); part: of the former."""
+    rate = f" at {(count - 1) / last:.4g} a second" if last > 0 else ""
+    lines = [f"The clip: {count} frames{rate}, {shape[1]} x {shape[0]}, {last:.2f} s to its last frame. Taken: "
+             f"{sampling.start:.2f} to {sampling.end:.2f} s, {len(sampling.chosen)} frames, {1 / sampling.step:.4g} a "
+             f"second of the clip, each within {1000 * sampling.uneven:.0f} ms of even."]
+    if last + sampling.step > sampling.end + sampling.step or sampling.start > 0:
+        lines.append("The rest of the clip is left out: --start and --seconds choose another part, or more of it.")
+    if len(sampling.windows) > 1:
+        lines.append(f"{len(sampling.windows)} windows of {sampling.length} frames are learned from, which begin at "
+                     f"frames {', '.join(map(str, sampling.windows))}.")
+    if abs(sampling.speed - 1) > 0.005:
+        lines.append(f"The base shows {fps:g} frames a second: it sees the motion {sampling.speed:.2f} times as fast.")
+    if sampling.repeated:
+        lines.append(f"The clip shows fewer frames a second than that: {sampling.repeated} of them stand still.")
+    height, width = shape
+    left, top, right, bottom = (round(value) for value in part)
+    if fit == "cover" and (right - left < width or bottom - top < height):
+        lines.append(f"cover: {left} + {width - right} columns and {top} + {height - bottom} rows are cut off "
+                     "(--fit contain keeps them).")
+    elif fit == "contain" and (right - left > width or bottom - top > height):
+        lines.append(f"contain: {-left} + {right - width} columns and {-top} + {bottom - height} rows are filled up.")
+    if size != (bottom - top, right - left):
+        lines.append(f"The frames are kept at {size[1]} x {size[0]}.")
+    return lines
+
+
+def row_of(phrase: str, masks: list[np.ndarray], judged: Masks) -> Row:
+    """One actor on the sheet. A mask that a person drew is certain."""
+    boxes = [(thing.frame, thing.box, n + 1, thing.taken) for n, thing in enumerate(judged.instances)]
+    sure = [float(c) if mask.any() else 0.0 for c, mask in zip(judged.confidence, masks)]
+    sure = [1.0 if mask.any() and not c else c for c, mask in zip(sure, masks)]                 # drawn by a person
+    return Row(phrase, masks, sure, boxes, judged.notes)
+
+
+def sheet_of(plan: Plan, seen: Seen, rows: list[Row]) -> Sheet:
+    """The overlay sheet."""
+    pictures = [picture for shot in seen.shots for picture in shot]
+    return Sheet(f"{plan.name}   masks by {plan.options.segmenter}", pictures, seen.labels, rows, seen.about,
+                 _mend(plan, seen, rows), seen.whole, seen.part, everything=seen.sampling is None)
+
+
+def _mend(plan: Plan, seen: Seen, rows: list[Row]) -> list[tuple[str, str]]:
+    """(what may be wrong, what mends it)."""
+    own, unit = plan.name.split("/")[-1], "frame" if seen.sampling else "photo"
+    command = f"videomage segment {own}"
+    if plan.options.actors != resolve("segment", plan.project.settings).actors:
+        command += " --actors " + " ".join(f'"{a}"' if " " in a else a for a in plan.options.actors)
+    out = []
+    for row in rows:
+        named = f'"{row.name}@N=LEFT,TOP,RIGHT,BOTTOM"'.replace("N=", f"{(row.missing or [0])[0]}=")
+        if row.missing:
+            out.append((f"'{row.name}' is not in {unit}s {spans(row.missing)}. If it is to be seen there:",
+                        f"{command} --segmenter grounded-sam2 --box {named}      or --box-threshold "
+                        f"{plan.options.box_threshold / 2:g}, or another word: --actors"))
+        if len({box[2] for box in row.boxes}) > len({box[2] for box in row.boxes if box[3]}):
+            other = f'"{row.name}@{row.boxes[0][0]}=LEFT,TOP,RIGHT,BOTTOM"'
+            out.append((f"Several things answer to '{row.name}'. For another one, or all of them:",
+                        f"{command} --box {other}      or --instances all"))
+    folder = f"{plan.project.show(plan.folder)}/masks/{slug(rows[0].name)}/{seen.names[0]}.png" if rows else ""
+    if rows:
+        out.append(("An outline is wrong here and there:", f"paint over {folder} in any editor (white: inside). It is "
+                    f"kept; this sheet is drawn anew by: {command} --force"))
+    return out
+
+
+def facts_of(rows: list[Row], plan: Plan, seen: Seen) -> dict[str, object]:
+    """What the manifest keeps: how much of each picture each actor fills, how sure, where it is missing; the frames'
+    times, and which weights drew the masks."""
+    facts: dict[str, object] = {
+        "shares of the frames": {row.name: [round(float(m.mean()), 4) for m in row.masks] for row in rows},
+        "confidence": {row.name: [round(c, 3) for c in row.confidence] for row in rows},
+        "not found in": {row.name: row.missing for row in rows}, "notes": [note for row in rows for note in row.notes]}
+    if plan.options.segmenter == "grounded-sam2":
+        facts["weights"] = [models.revision(name) for name in (plan.options.detector, plan.options.tracker)]
+    return facts | ({"sampling": seen.sampling.facts()} if seen.sampling else {})

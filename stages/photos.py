@@ -1,0 +1,75 @@
+"""The photos of a subject at the size of the base, and where the subject is in them, if they were segmented.
+
+Rule: `cover` cuts a photo to the base's aspect around the subject, or around its own middle where it was not segmented;
+`contain` keeps all of it and fills up the rest. A mask stands for its photo by its name.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .core.framing import Box, box_of, fit_size, frame_box
+from .core.pictures import read_mask
+from .core.report import Report, silent
+from .core.video import read_images
+from .core.workspace import kept_names
+
+MARGIN = 0.1            # of a cut-out's longer side, left around the subject
+GREY = 127              # what a cut-out shows where the subject is not
+
+
+@dataclass(frozen=True)
+class Photo:
+    """picture: uint8 (H, W, 3), upright, of its own size. mask: bool (H, W), None where it was not segmented."""
+
+    picture: np.ndarray
+    mask: np.ndarray | None = None
+
+    @property
+    def around(self) -> Box | None:
+        return None if self.mask is None else box_of(self.mask)
+
+    def fitted(self, size: tuple[int, int], fit: str = "cover") -> Photo:
+        """The same at `size` (H, W)."""
+        mask = None if self.mask is None else fit_size(self.mask[None], size, fit, self.around)[0]
+        return Photo(fit_size(self.picture[None], size, fit, self.around)[0], mask)
+
+    def holding(self, size: tuple[int, int]) -> Photo:
+        """At `size`, with the whole of the subject in it: covering where it fits in, else the whole photo."""
+        left, top, right, bottom = frame_box(self.picture.shape[:2], size, "cover", self.around)
+        box = self.around or (left, top, right, bottom)
+        inside = left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom
+        return self.fitted(size, "cover" if inside else "contain")
+
+    def cut_out(self) -> np.ndarray:
+        """The subject alone, on grey, in the square around it -> uint8 (S, S, 3); without a mask the picture."""
+        if self.around is None:
+            return self.picture
+        left, top, right, bottom = self.around
+        side = max(right - left, bottom - top)
+        reach = round(side * MARGIN)
+        side += 2 * reach
+        alone = np.where(self.mask[..., None], self.picture, np.uint8(GREY))[top:bottom, left:right]
+        out = np.full((side, side, 3), GREY, np.uint8)
+        y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
+        out[y:y + alone.shape[0], x:x + alone.shape[1]] = alone
+        return out
+
+
+def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report = silent) -> list[Photo]:
+    """The photos and, from subjects/NAME/masks, their masks: what any of its folders marks. A photo that has none
+    there, or an empty one, counts as not segmented, and the report says so."""
+    pictures = [read_images([path])[0] for path in paths]
+    found: list[np.ndarray | None] = [None] * len(pictures)
+    for k, (name, picture) in enumerate(zip(kept_names(paths), pictures)):
+        for path in sorted(masks.glob("*/")) if masks else ():
+            if (own := path / f"{name}.png").is_file():
+                mask = fit_size(read_mask(own)[None], picture.shape[:2])[0]
+                found[k] = mask if found[k] is None else found[k] | mask
+        if masks and (found[k] is None or not found[k].any()):
+            report(note=f"the photo {Path(paths[k]).name} has no mask: its middle is looked at")
+            found[k] = None
+    return [Photo(picture, mask) for picture, mask in zip(pictures, found)]

@@ -1,0 +1,265 @@
+"""Detections, hints and a tracker -> masks: the decisions of Grounded-SAM2, without its networks.
+
+1  each phrase is bound to its own thing (binding.py), or to what a person points at
+2  the tracker is prompted in the frame that shows the thing best, and follows it from there to both ends
+3  where a track is empty but the thing is seen, the tracker is prompted there again, in at most ROUNDS rounds
+4  of two tracks that are one thing, the phrase with the lower score is left empty
+5  a pixel goes to the phrase with the highest probability there, if that is above the threshold
+
+F frames, H W their pixels, h w what the tracker gives. Imports no torch.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from ..core.framing import Box, box_of
+from . import Hint, Instance, Masks, Setup, confidence
+from .binding import Detection, Thing, bind, overlaps, things
+
+ROUNDS = 3              # of looking for what was lost
+MOST = 10               # things that are tracked for one phrase
+EXPLAINS = 0.5          # IoU from which on a box shows what a track shows
+ONE_THING = 0.8         # IoU from which on two tracks are one thing
+
+
+@dataclass(frozen=True)
+class Job:
+    """For the tracker: a thing, pointed at by prompts, is wanted in the frames first..last. One prompt at least lies
+    among them; others may lie outside and tell what it looks like."""
+
+    prompts: tuple[Hint, ...]
+    first: int
+    last: int
+
+
+@dataclass(eq=False)
+class Track:
+    """A thing through frames, the first of which is `first`. logits: float16 (n, h, w) over the whole frame, the
+    probability's before the sigmoid. score: float32 (n,), above 0 where the tracker says that the thing is in sight."""
+
+    first: int
+    logits: np.ndarray
+    score: np.ndarray
+
+    def probability(self, frame: int, size: tuple[int, int]) -> np.ndarray | None:
+        """float32 (H, W), the logits brought to `size` before the sigmoid; None where the thing is not in sight."""
+        n = frame - self.first
+        if not 0 <= n < len(self.score) or self.score[n] <= 0:
+            return None
+        logits = Image.fromarray(self.logits[n].astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
+        return 1 / (1 + np.exp(-np.clip(np.asarray(logits), -60, 60)))
+
+    def inside(self, threshold: float) -> np.ndarray:
+        """bool (n, h, w): where the probability is above the threshold, and the thing in sight."""
+        edge = np.log(max(threshold, 1e-12) / max(1 - threshold, 1e-12))
+        return (self.logits > edge) & (self.score > 0)[:, None, None]
+
+    def mend(self, other: Track) -> None:
+        """Take over the frames of another track."""
+        where = slice(other.first - self.first, other.first - self.first + len(other.score))
+        self.logits[where], self.score[where] = other.logits, other.score
+
+
+Follow = Callable[[Sequence[Job]], list[Track]]
+
+
+@dataclass(eq=False)
+class Lead:
+    """A thing that is tracked. thing: None where a person points at it. boxes: of its track, {frame: box} where it is
+    in sight. tried: frames in which the tracker was prompted in vain."""
+
+    phrase: str
+    prompts: list[Hint]
+    score: float
+    thing: Thing | None = None
+    track: Track | None = None
+    boxes: dict[int, Box] = field(default_factory=dict)
+    tried: set[int] = field(default_factory=set)
+
+    def look(self, threshold: float, size: tuple[int, int]) -> None:
+        """Read the boxes off the track."""
+        inside = self.track.inside(threshold)
+        scale = np.array(size[::-1] * 2) / np.array(inside.shape[:0:-1] * 2)
+        self.boxes = {self.track.first + n: tuple(float(x) for x in np.array(box_of(mask)) * scale)
+                      for n, mask in enumerate(inside) if mask.any()}
+
+    def explains(self, one: Detection) -> bool:
+        return one.frame in self.boxes and overlaps([self.boxes[one.frame]], [one.box])[0, 0] >= EXPLAINS
+
+    def is_other(self, thing: Thing) -> bool:
+        """Whether a thing is seen beside this one: in a frame that shows both."""
+        return any(frame in self.boxes and overlaps([self.boxes[frame]], [box])[0, 0] < EXPLAINS
+                   for frame, box in thing.boxes.items())
+
+    def is_it(self, thing: Thing) -> bool:
+        """Whether a thing is what this track shows, in most frames where it is in sight."""
+        shared = [overlaps([self.boxes[frame]], [box])[0, 0] >= EXPLAINS
+                  for frame, box in thing.boxes.items() if frame in self.boxes]
+        return bool(shared) and sum(shared) * 2 > len(shared)
+
+
+def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrases: Sequence[str],
+         shape: tuple[int, int, int], follow: Follow, setup: Setup) -> dict[str, Masks]:
+    """found: {phrase: detections}, those that fall short of the box threshold too. shape: (F, H, W). follow: the
+    tracker. -> a phrase's masks, its instances (what is tracked first), and what a person should know."""
+    sure = {phrase: [one for one in found.get(phrase, ()) if one.score > setup.box_threshold and one.words > 0]
+            for phrase in phrases}
+    pointed = {phrase: [hint for hint in hints if hint.phrase == phrase] for phrase in phrases}
+    looked = [phrase for phrase in phrases if not pointed[phrase]]
+    own = bind(things({phrase: sure[phrase] for phrase in looked}), looked)
+    notes: dict[str, list[str]] = {phrase: [] for phrase in phrases}
+    leads = []
+    for phrase in phrases:
+        if pointed[phrase]:
+            leads.append(Lead(phrase, pointed[phrase], 1.0))
+        for thing in own.get(phrase, [])[:MOST if setup.instances == "all" else 1]:
+            best = thing.best(phrase)
+            leads.append(Lead(phrase, [Hint(phrase, best.frame, best.box)], best.score, thing))
+        if phrase in own and not own[phrase]:
+            notes[phrase].append(_missed(phrase, found.get(phrase, ()), own, setup.box_threshold, shape[0]))
+    _track(leads, [Job(tuple(lead.prompts), 0, shape[0] - 1) for lead in leads], shape, follow, setup)
+    for _ in range(ROUNDS):
+        if not _find_again(leads, sure, own, notes, shape, follow, setup):
+            break
+    for lead in leads:
+        if not lead.boxes:
+            frames = ", ".join(str(hint.frame) for hint in lead.prompts)
+            notes[lead.phrase].append(f"SAM2 sees no '{lead.phrase}' where it is pointed at, in frame {frames}")
+    leads = _apart(leads, notes, setup.threshold)
+    masks, sure_F = _pixels(leads, phrases, shape, setup.threshold)
+    out = {}
+    for phrase in phrases:
+        instances = _instances(phrase, leads, own.get(phrase, []))
+        taken = sum(one.taken for one in instances)
+        if 0 < taken < len(instances):
+            notes[phrase].append(f"{taken} of {len(instances)} things that answer to '{phrase}' "
+                                 f"{'is' if taken == 1 else 'are'} taken")
+        out[phrase] = Masks(masks[phrase], sure_F[phrase], instances, tuple(notes[phrase]))
+    return out
+
+
+def _missed(phrase: str, found: Sequence[Detection], own: Mapping[str, Sequence[Thing]], threshold: float, count: int
+            ) -> str:
+    """Why a phrase has nothing of its own."""
+    best = max(found, key=lambda one: one.score, default=None)
+    if best is None:
+        return f"'{phrase}' was not found"
+    where = f" in frame {best.frame}" if count > 1 else ""
+    if best.score <= threshold:
+        return (f"'{phrase}' was not found: the best box has a confidence of {best.score:.2f}{where}, and the box "
+                f"threshold is {threshold:g}")
+    if not any(one.words > 0 for one in found if one.score > threshold):
+        return f"'{phrase}' was not found: none of its words is surer than the text threshold (best {best.score:.2f})"
+    best_names = [name for name, things in own.items() if name != phrase and things and phrase in things[0].answers]
+    return f"what answers to '{phrase}' ({best.score:.2f}{where}) is '{best_names[0]}' already"
+
+
+def _track(leads: Sequence[Lead], jobs: Sequence[Job], shape: tuple[int, int, int], follow: Follow, setup: Setup
+           ) -> None:
+    """Follow each lead as its job says."""
+    for lead, track in zip(leads, follow(jobs) if jobs else []):
+        if lead.track is None:
+            lead.track = track
+        else:
+            lead.track.mend(track)
+        lead.look(setup.threshold, shape[1:])
+
+
+def _find_again(leads: Sequence[Lead], sure: Mapping[str, Sequence[Detection]], own: Mapping[str, Sequence[Thing]],
+                notes: Mapping[str, list[str]], shape: tuple[int, int, int], follow: Follow, setup: Setup) -> bool:
+    """Prompt the tracker once more for each lead that is lost where its phrase is seen. -> whether there was any."""
+    lost, jobs, seen = [], [], []
+    for lead in leads:
+        best = max(_returns(lead, leads, sure[lead.phrase], own.get(lead.phrase, [])),
+                   key=lambda one: (one.weight, -one.frame), default=None)
+        if best is None:
+            continue
+        first = last = best.frame
+        while first > 0 and first - 1 not in lead.boxes:
+            first -= 1
+        while last < shape[0] - 1 and last + 1 not in lead.boxes:
+            last += 1
+        lead.prompts.append(Hint(lead.phrase, best.frame, best.box))
+        lead.tried.add(best.frame)
+        lost.append(lead)
+        seen.append(best)
+        jobs.append(Job(tuple(lead.prompts), first, last))
+    _track(lost, jobs, shape, follow, setup)
+    for lead, job, one in zip(lost, jobs, seen):
+        if one.frame in lead.boxes:
+            notes[lead.phrase].append(f"'{lead.phrase}' was lost in frames {job.first} to {job.last} and found again "
+                                      f"in frame {one.frame}")
+        else:
+            lead.prompts.pop()
+    return bool(lost)
+
+
+def _returns(lead: Lead, leads: Sequence[Lead], sure: Sequence[Detection], own: Sequence[Thing]) -> list[Detection]:
+    """Detections of a lead's phrase where the lead is lost, that no other track explains and that are of nothing seen
+    beside it."""
+    if lead.thing is None or not lead.boxes:
+        return []
+    may_be = [thing for thing in own if thing is lead.thing or not (
+        lead.is_other(thing) or any(other.thing is thing for other in leads))]
+    return [one for one in sure if one.frame not in lead.boxes and one.frame not in lead.tried
+            and any(thing.answers[lead.phrase].get(one.frame) == one for thing in may_be)
+            and not any(other.explains(one) for other in leads if other is not lead)]
+
+
+def _apart(leads: Sequence[Lead], notes: Mapping[str, list[str]], threshold: float) -> list[Lead]:
+    """Without those leads that are the same thing as a surer one; the earlier of equals stays."""
+    kept: list[Lead] = []
+    for lead in sorted(leads, key=lambda lead: -lead.score):
+        twin = next((other for other in kept if _iou(lead, other, threshold) > ONE_THING), None)
+        if twin is None:
+            kept.append(lead)
+        elif twin.phrase != lead.phrase:
+            notes[lead.phrase].append(f"'{lead.phrase}' ({lead.score:.2f}) is the same thing as '{twin.phrase}' "
+                                      f"({twin.score:.2f}), which keeps it")
+    return [lead for lead in leads if lead in kept]
+
+
+def _iou(a: Lead, b: Lead, threshold: float) -> float:
+    """Of two tracks, over the frames that show both."""
+    both = sorted(a.boxes.keys() & b.boxes.keys())
+    if not both:
+        return 0.0
+    one, two = (lead.track.inside(threshold)[np.array(both) - lead.track.first] for lead in (a, b))
+    return float((one & two).sum() / (one | two).sum())
+
+
+def _pixels(leads: Sequence[Lead], phrases: Sequence[str], shape: tuple[int, int, int], threshold: float
+            ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """{phrase: bool (F, H, W)}, {phrase: confidence (F,)}: each pixel of each frame to its likeliest phrase."""
+    masks = {phrase: np.zeros(shape, bool) for phrase in phrases}
+    sure = {phrase: np.zeros(shape[0]) for phrase in phrases}
+    for frame in range(shape[0]):
+        best, owner = np.zeros(shape[1:], np.float32), np.full(shape[1:], -1, np.int16)
+        for lead in leads:
+            probability = lead.track.probability(frame, shape[1:])
+            if probability is not None:
+                over = probability > best
+                best[over], owner[over] = probability[over], phrases.index(lead.phrase)
+        for n, phrase in enumerate(phrases):
+            masks[phrase][frame] = (owner == n) & (best > threshold)
+            sure[phrase][frame] = confidence(masks[phrase][frame, None], best[None])[0]
+    return masks, sure
+
+
+def _instances(phrase: str, leads: Sequence[Lead], own: Sequence[Thing]) -> tuple[Instance, ...]:
+    """What is tracked first, then what else answers to the phrase and is shown by no track."""
+    taken = [lead for lead in leads if lead.phrase == phrase and lead.boxes]
+    out = []
+    for lead in taken:
+        frame = lead.prompts[0].frame
+        box = lead.prompts[0].box or lead.boxes.get(frame) or lead.boxes[min(lead.boxes, key=lambda k: abs(k - frame))]
+        out.append(Instance(frame, box, lead.score, True))
+    for thing in own:
+        if not any(lead.thing is thing or lead.is_it(thing) for lead in leads):
+            best = thing.best(phrase)
+            out.append(Instance(best.frame, best.box, best.score, False))
+    return tuple(out)
