@@ -70,18 +70,21 @@ def score(clip: Clip, dino: Dino, frames_FHWC: np.ndarray, prompt: str,
     whole = {name: [photo.picture for photo in own] for name, own in photos.items()}
     cut = {name: [photo.cut_out() for photo in own] for name, own in photos.items()
            if all(photo.mask is not None for photo in own)}
-    out = {"CLIP-T": clip_metric.clip_t(seen, clip.text_features([prompt])[0])}
+    out = {"CLIP-T": clip_metric.clip_t(seen, clip.text_features([prompt])[0]), "CLIP-I": None, "DINO-I": None,
+           "T. Cons.": clip_metric.t_cons(seen) if len(frames_FHWC) > 1 else None}
     for column, pictures in (("", whole), (CUT, cut if len(cut) == len(photos) else {})):
-        shown = {name: _features(clip, own) for name, own in pictures.items()}
-        identity = {name: _features(dino, own) for name, own in pictures.items()}
-        out[f"CLIP-I{column}"] = clip_metric.clip_i(seen, shown) if pictures else None
-        out[f"DINO-I{column}"] = dino_metric.dino_i(alike, identity) if pictures else None
-    return {**out, "T. Cons.": clip_metric.t_cons(seen) if len(frames_FHWC) > 1 else None}
+        if pictures:
+            shown = {name: _features(clip, own) for name, own in pictures.items()}
+            identity = {name: _features(dino, own) for name, own in pictures.items()}
+            out |= {f"CLIP-I{column}": clip_metric.clip_i(seen, shown),
+                    f"DINO-I{column}": dino_metric.dino_i(alike, identity)}
+    return out
 
 
 def summary(scores: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """{video: its scores} -> the mean of each score over the videos that have it, and how many those are."""
-    columns = ("CLIP-T", "CLIP-I", "DINO-I", f"CLIP-I{CUT}", f"DINO-I{CUT}", "T. Cons.")
+    own = (column for one in scores.values() for column in one if column.endswith(CUT))
+    columns = dict.fromkeys(["CLIP-T", "CLIP-I", "DINO-I", "T. Cons.", *own])
     there = {column: [one[column] for one in scores.values() if one.get(column) is not None] for column in columns}
     means = {column: float(np.mean(found)) if found else None for column, found in there.items()}
     return {"videos": len(scores), "mean": means, "of": {column: len(found) for column, found in there.items()},

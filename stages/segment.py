@@ -22,8 +22,8 @@ from .core.mask_sheet import Row, Sheet
 from .core.pictures import read_mask
 from .core.report import Report, silent
 from .core.sampling import sample
-from .core.takes import FRAMES, take, write_take
-from .core.video import clip_times, list_images, read_images, write_masks
+from .core.takes import FRAMES, take, times_of, write_take
+from .core.video import list_images, read_images, write_masks
 from .core.workspace import Artifact, Plan, Workspace, keep, kept_names
 from .findings import Seen, about_clip, facts_of, row_of, sheet_of
 from .hints import hints_of
@@ -32,7 +32,7 @@ from .prompts import slug
 from .segmenters import Hint, Instance, Masks, Segmenter, Setup, Source
 
 PICTURED = (f"{FRAMES}/", "images/")      # what masks are drawn on
-USUAL_SHARE = 0.5                        # of the pictures: what nobody asked for counts as found if it is in so many
+USUAL = 0.5, 0.002       # what nobody asked for counts as found: in this share of the pictures, filling this of each
 
 
 def segment(project: Workspace, name: str | None = None, options: SegmentOptions | None = None, *,
@@ -98,8 +98,9 @@ def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.n
         for phrase, masks in finder.masks(shot, phrases, own, source).items():
             parts[phrase].append(masks)
     found = {phrase: _joined(shots) for phrase, shots in parts.items()}
-    enough = 0 if asked else max(1, USUAL_SHARE * len(seen.labels))
-    return {phrase: one for phrase, one in found.items() if sum(mask.any() for mask in one[0]) >= enough}
+    share, least = USUAL
+    return {phrase: one for phrase, one in found.items()
+            if asked or np.mean([mask.mean() >= least for mask in one[0]]) >= share}
 
 
 def _joined(shots: list[Masks]) -> tuple[list[np.ndarray], Masks]:
@@ -119,8 +120,7 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
     """Choose the frames of the clip, and keep them and the clip itself: a file byte by byte, a folder's pictures."""
     path, options = plan.inputs["clip"], plan.options
     base = video(base_of(plan.project), plan.project.settings.video)         # raises where the base cannot say
-    times = clip_times(path)
-    count = len(list_images(path)) if path.is_dir() else len(times)
+    times, count = times_of(path)
     sampling = sample(times, count, fps=base.fps, frames=base.frames, start=options.start, seconds=options.seconds,
                       speed=options.speed, what=str(path))
     frames, whole, part = take(path, sampling, (base.height, base.width), options.fit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from stages.auxiliary import auxiliary, drawn
 from stages.core.captions import CLIPS, select
 from stages.core.denoise import encode
 from stages.core.errors import BadInput, Refused
-from stages.core.video import ANIMATIONS, read_clip, write_images, write_video
+from stages.core.takes import sampled
+from stages.core.video import ANIMATIONS, write_images, write_video
 from stages.core.workspace import Workspace
 from stages.learn_subject import learn_subject
 from stages.options import resolve
@@ -313,29 +313,27 @@ def test_of_more_clips_than_asked_for_always_the_same_are_taken(place, aux):
 
 
 # -- time windows of a clip -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("decoder", ["decord", "av"])
-def test_a_part_of_a_video_is_read_by_its_time_stamps(film, decoder, monkeypatch):
-    pytest.importorskip(decoder)
-    if decoder == "av":
-        monkeypatch.setitem(sys.modules, "decord", None)
+def test_a_part_of_a_video_is_sampled_by_its_time_stamps(film):
+    """At the rate of the base, from where the part begins; a short part is shown slower, down to half."""
+    def numbers(window=None, **how):
+        how = {"fps": 8, "frames": 4, "size": (32, 32), **how}
+        return [round((int(frame[5, 5, 0]) - 20) / 6) for frame in sampled(film, window=window, **how)]
 
-    def numbers(**how):
-        return [round((int(frame[5, 5, 0]) - 20) / 6) for frame in read_clip(film, **how)]
-
-    assert numbers(window=(1, 2)) == list(range(8, 16))                     # from 1 s until before 2 s
-    assert numbers(window=(1, 2), frames=3) == [8, 12, 15]
-    assert numbers(window=(0.9, 2.1), fps=4) == [8, 10, 12, 14, 16]
-    assert numbers(window=(3.5, 60)) == [28, 29, 30, 31]
-    with pytest.raises(BadInput, match="film.mp4, from 3.5 s to 60 s, holds 4 frames, 5 are needed"):
-        read_clip(film, window=(3.5, 60), frames=5)
-    with pytest.raises(BadInput, match="from 4 s to 5 s, holds 0 frames, 1 are needed"):
-        read_clip(film, window=(4, 5))
+    assert numbers() == [0, 1, 2, 3] and numbers((1, 2)) == [8, 9, 10, 11]
+    assert numbers((1, 4), fps=4) == [8, 10, 12, 14]
+    assert numbers((1, 1.4), frames=6) == [8, 9, 9, 10, 10, 11]
+    assert numbers((3.5, 60)) == [28, 29, 30, 31]
+    with pytest.raises(BadInput, match="film.mp4 has 0.25 s of it from 3.75 s on, and would have to be"):
+        numbers((3.75, 60))
+    with pytest.raises(BadInput, match="film.mp4 shows its last frame at 3.88 s, and the part asked for begins at 4 s"):
+        numbers((4, 5))
 
 
-def test_a_gif_has_no_part(tmp_path):
-    (tmp_path / "a.gif").touch()
-    with pytest.raises(BadInput, match="a.gif has no time stamps"):
-        read_clip(tmp_path / "a.gif", window=(0, 1))
+def test_pictures_without_time_stamps_have_no_part(tmp_path):
+    write_images(tmp_path / "shots", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(BadInput, match="shots has no time stamps"):
+        sampled(tmp_path / "shots", fps=8, frames=4, size=(8, 8), window=(0, 1))
+    assert sampled(tmp_path / "shots", fps=8, frames=4, size=(8, 8)).shape == (4, 8, 8, 3)
 
 
 # -- latents ----------------------------------------------------------------------------------------------------------
@@ -352,7 +350,7 @@ def test_latents_are_of_the_part_meant_and_made_once(place, aux, tmp_path, base_
     assert [caption for caption, _ in clips] == ["one", "two"] and encoded(said) == ["film.mp4"] * 2
     assert said[0]["note"] == "1 of 2 rows of panda.csv name clips that are not in the folder"
     for (_, latents), window in zip(clips, ((1, 2), (2, 4))):
-        frames = read_clip(aux / "film.mp4", frames=backbone.frames, size=(32, 32), window=window)
+        frames = sampled(aux / "film.mp4", fps=8, frames=backbone.frames, size=(32, 32), window=window)
         assert torch.equal(latents, encode(backbone, frames[None]))
     said.clear()
     place("z/renamed.mp4", txt="another caption for the whole")
@@ -381,10 +379,10 @@ def test_clips_that_cannot_be_used_are_named_and_the_others_kept(place, aux, tmp
     project, said = make_project(tmp_path, base_folder, auxiliary="aux", auxiliary_count=9), []
     options = resolve("learn-subject", project.settings)
     place("good.mp4", txt="x")
-    write_video(place("short.mp4", txt="x"), np.zeros((3, 32, 32, 3), np.uint8))
+    write_video(place("short.mp4", txt="x"), np.zeros((1, 32, 32, 3), np.uint8))
     place("text.mp4", txt="x").write_text("this is no video " * 100)
-    with pytest.raises(BadInput, match="2 of 3 auxiliary clips cannot be used: .*short.mp4 holds 3 frames, 4 are "
-                                       "needed; .*text.mp4"):
+    with pytest.raises(BadInput, match="2 of 3 auxiliary clips cannot be used: .*short.mp4 shows its last frame at "
+                                       "0.00 s; .*text.mp4"):
         auxiliary(project, backbone, options, notes(said))
     assert encoded(said) == ["good.mp4"]
     (aux / "short.mp4").unlink(), (aux / "text.mp4").unlink()

@@ -283,7 +283,7 @@ if not plan.state() or force:
     with Path("log").open("a") as log:
         log.write(f"{command} {name}\\n")
     with plan.making(force=force) as out:
-        for file in (*stage.files, *(["clip.mp4"] if command == "segment" else [])):
+        for file in (*stage.files, *(["clip.mp4", "frames.json", "frames/0.png"] if command == "segment" else [])):
             path = out / ("masks/circle/0.png" if file == "masks" else file.format(name=name))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(plan.identity)

@@ -16,6 +16,7 @@ from stages.core.workspace import Workspace
 from stages.evaluate import evaluate, score, summary
 from stages.metrics.clip import Clip
 from stages.metrics.dino import Dino
+from stages.photos import Photo
 
 TOWER = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 rng = np.random.default_rng(0)
@@ -62,7 +63,7 @@ def test_the_four_scores_against_loops(judges):
     frames = rng.integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
     photos = {"toy": list(rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)),
               "dog": list(rng.integers(0, 255, (1, 20, 16, 3), dtype=np.uint8))}
-    got = score(clip, dino, frames, "a toy and a dog", photos)
+    got = score(clip, dino, frames, "a toy and a dog", {name: list(map(Photo, own)) for name, own in photos.items()})
 
     def rows(judge, pictures):
         return [judge.image_features(picture[None])[0].tolist() for picture in pictures]
@@ -75,6 +76,23 @@ def test_the_four_scores_against_loops(judges):
     want = {"CLIP-T": sum(cos(f, text) for f in seen) / 3, "CLIP-I": likeness(clip), "DINO-I": likeness(dino),
             "T. Cons.": (cos(seen[0], seen[1]) + cos(seen[1], seen[2])) / 2}
     assert got == pytest.approx(want, abs=1e-6)
+
+
+def test_photos_that_were_segmented_are_compared_cut_out_as_well(judges):
+    """The mask decides: what is outside it does not count in these two columns, and does in the others."""
+    clip, dino = Clip(judges / "clip"), Dino(judges / "dino")
+    frames = rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    mask = np.zeros((24, 24), bool)
+    mask[4:20, 6:18] = True
+    photo = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    other = np.where(mask[..., None], photo, 255 - photo)
+    one, two = (score(clip, dino, frames, "a toy", {"toy": [Photo(picture, mask)]}) for picture in (photo, other))
+    for column in ("CLIP-I", "DINO-I"):
+        assert one[f"{column}, cut out"] == two[f"{column}, cut out"] and one[column] != two[column]
+    alone = score(clip, dino, frames, "a toy", {"toy": [Photo(Photo(photo, mask).cut_out())]})
+    assert one["CLIP-I, cut out"] == pytest.approx(alone["CLIP-I"])
+    assert summary({"a": one, "b": score(clip, dino, frames, "a", {})})["of"]["CLIP-I, cut out"] == 1
+    assert "CLIP-I, cut out" not in score(clip, dino, frames, "a toy", {"toy": [Photo(photo, mask), Photo(photo)]})
 
 
 def test_what_a_sample_cannot_have_is_null(judges):

@@ -10,11 +10,13 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "videomage_cli").rglob("*.py")])
 STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate", "export"}
 SEAMS = {"backbones", "segmenters", "metrics"}
-HOUSE = {"options", "presets", "prompts", "orders", "cuts", "auxiliary", "core"}          # what any stage may use
-TORCH_FREE = {"stages", "stages.backbones", "stages.core", *(
+# what any stage may use
+HOUSE = {"options", "presets", "prompts", "orders", "hints", "findings", "photos", "cuts", "auxiliary", "core"}
+TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", *(
     f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
-    f"stages.{name}" for name in HOUSE - {"core", "cuts", "auxiliary"}), *(f"stages.core.{name}" for name in (
-        "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables"))}
+    f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "hints")), *(
+    f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (
+        "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}
 

@@ -36,7 +36,8 @@ def test_every_option_is_described_and_read(stage, spec):
     assert (spec.metadata["low"] is not None) == (plain in (int, float))
     OPTIONS[stage](**{spec.name: spec.default})
     file = ROOT / (STAGES[stage].function.split(":")[0].replace(".", "/") + ".py")
-    readers = (file, ROOT / "stages" / "__init__.py", ROOT / "stages" / "orders.py")
+    readers = (file, ROOT / "stages" / "__init__.py", ROOT / "stages" / "orders.py", ROOT / "stages" / "cuts.py",
+               ROOT / "stages" / "findings.py")
     read = {node.attr for path in readers for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute)}
     by_label = {"clip", "dino"}                       # stages/__init__.py reads these two through getattr

@@ -21,7 +21,8 @@ QUICK = {"segment": {"segmenter": "given", "masks": "drawn"},
          "invert": {"token_steps": 2, "token_batch": 1, "inversion_steps": 2},
          "learn-subject": {"steps": 2, "rank": 2, "auxiliary_count": 1, "video_steps": 1, "preview_every": 0},
          "learn-motion": {"steps": 2, "rank": 2}, "sample": {"steps": 3, "tau": 1},
-         "fuse": {"steps": 2, "videos": 1, "video_steps": 1, "cuts": "photos", "compositions": 2},
+         "fuse": {"steps": 2, "videos": 1, "video_steps": 1, "cuts": "photos", "compositions": 2,
+                  "segmenter": "clipseg"},
          "eval": {"clip": str(SPRITES / "clip"), "dino": str(SPRITES / "dino")}}
 
 

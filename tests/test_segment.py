@@ -5,12 +5,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
+import vision_layouts
 from PIL import Image
 from typer.testing import CliRunner
 
 from stages import STAGES
+from stages.backbones.bases import KNOWN
 from stages.core.errors import BadInput
 from stages.core.takes import read_take
 from stages.core.video import read_images, read_masks, write_images, write_masks, write_video
@@ -197,7 +200,8 @@ def test_an_actor_that_is_nowhere_is_refused_and_the_sheet_is_left(tmp_path, bas
     with pytest.raises(BadInput, match="'horse' was found in none of 4 pictures; see .partial/.*overlay.png.*--actors"):
         segment(make(tmp_path, base_folder, drawn=drawn))
     assert not (tmp_path / "motions/riding/segment.json").exists()
-    assert Image.open(tmp_path / ".partial/segment-riding/overlay.png").width > 1000
+    with Image.open(tmp_path / ".partial/segment-riding/overlay.png") as sheet:
+        assert sheet.width > 1000
 
 
 # -- the first thing one types ----------------------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def test_segment_in_a_fresh_folder_makes_the_project(tmp_path, monkeypatch):
     out, err = typed("segment", "my clip.mp4")
     assert out.strip() == "motions/my-clip/masks"
     assert "a new project on sprites (licence: Apache-2.0)" in err and "look at motions/my-clip/overlay.png" in err
-    assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["circle", "square"]
+    assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-object", "red-object"]
     assert Workspace(".").settings.motion.clip == "my clip.mp4"
     _, err = typed("segment", "my-clip", "--actors", "red circle", "blue square")
     assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-square", "red-circle"]
@@ -226,8 +230,61 @@ def test_segment_in_a_fresh_folder_makes_the_project(tmp_path, monkeypatch):
     assert sorted(path.name for path in Path("subjects/toy/masks/object").iterdir()) == ["0.png", "1.png"]
     _, err = typed("segment", "my-clip", "--base", "zeroscope", code=2)
     assert "--base is for a new project" in err
-    _, err = typed("segment", "my-clip", "--box", "circle=1,2,30,40", "--force", code=2)
+    _, err = typed("segment", "my-clip", "--actors", "circle", "--box", "circle=1,2,30,40", "--force", code=2)
     assert "takes no boxes or points" in err
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The cache of the hub with a tiny ZeroScope, the network off."""
+    import socket
+
+    from huggingface_hub import constants
+
+    def no_network(*_: object) -> None:
+        raise AssertionError("something asked for the network")
+
+    for way in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, way, no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setenv("VIDEOMAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    layouts.in_hub_cache(layouts.zeroscope(tmp_path / "weights"), tmp_path / "hub", KNOWN["zeroscope"].repo,
+                         commit=KNOWN["zeroscope"].revision, ref=None)
+    return tmp_path / "hub"
+
+
+def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(hub, tmp_path, monkeypatch):
+    """A fresh folder, the base that is here, weights in the hub's cache; before that, what is missing is named."""
+    (tmp_path / "fresh").mkdir()
+    monkeypatch.chdir(tmp_path / "fresh")
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 255, (78, 20, 32, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    write_video("ref.mp4", blocks, fps=24)
+    _, err = typed("segment", "ref.mp4", "--actors", "person", "horse", code=4)
+    assert "a new project on zeroscope (licence: CC-BY-NC-4.0)" in err
+    assert "Grounding DINO, IDEA-Research/grounding-dino-tiny (Apache-2.0, 690 MB to download), is not on this" in err
+    assert "Run: videomage fetch grounded-sam2" in err
+    out, _ = typed("doctor", "--json", code=4)
+    bad = {f["what"]: f for f in json.loads(out[:out.rindex("]") + 1]) if f["mark"] == "bad"}
+    assert set(bad) == {"Grounding DINO", "SAM2"} and "156 MB" in bad["SAM2"]["found"]
+    assert {f["remedy"] for f in bad.values()} == {"videomage fetch grounded-sam2"}
+    for source, repo, more in ((vision_layouts.grounding_dino, vision_layouts.DINO, {}),
+                               (vision_layouts.sam2, vision_layouts.SAM2, {"seed": 3})):
+        layouts.in_hub_cache(source(tmp_path / repo.split("/")[1], **more), hub, repo)
+    loose = ("--box-threshold", "0.05", "--text-threshold", "0.02")
+    out, err = typed("segment", "ref.mp4", "--actors", "person", "horse", *loose)
+    assert out.strip() == "motions/ref/masks" and "'person': in " in err
+    for actor in ("person", "horse"):
+        assert read_masks(f"motions/ref/masks/{actor}").shape == (24, 284, 512)      # 1.8:1, the aspect of the base
+    facts = json.loads(Path("motions/ref/segment.json").read_text())["facts"]
+    assert facts["weights"] == [f"{repo}@{layouts.COMMIT}" for repo in (vision_layouts.DINO, vision_layouts.SAM2)]
+    assert facts["sampling"]["chosen"] == list(range(0, 72, 3))
+    assert Path("motions/ref/overlay.png").stat().st_size > 10_000
+    typed("segment", "ref", "--actors", "person", "horse", "--box", "horse@5=20,20,120,100", "person=10,10,60,60",
+          "--point", "horse@5=60,60", "horse@5!=118,98")
+    told = json.loads(Path("motions/ref/segment.json").read_text())["options"]
+    assert told["box"] == ["horse@5=20,20,120,100", "person=10,10,60,60"] and len(told["point"]) == 2
 
 
 def test_nothing_is_made_for_what_is_not_there(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from stages.core.denoise import draw, encode, invert_clip
 from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
 from stages.core.lora import load as load_lora
 from stages.core.lora import load_tokens, mean
+from stages.core.takes import read_take
 from stages.core.video import read_clip, read_images, read_masks, write_images, write_masks, write_video
 from stages.core.workspace import Workspace
 from stages.fuse import fuse
@@ -28,6 +29,7 @@ from stages.learn_motion import learn_motion, prompts_of
 from stages.learn_subject import learn_subject
 from stages.options import LearnMotionOptions, resolve
 from stages.orders import sample_plans, target_of
+from stages.photos import Photo
 from stages.prompts import motion_prompt
 from stages.sample import recast_noise, sample
 from stages.segment import segment
@@ -46,7 +48,7 @@ PROMPT = "<toy> is riding <dog> in the snow"
 class Middle:
     """A segmenter that finds everything in the middle of each frame."""
 
-    def masks(self, frames, phrases):
+    def masks(self, frames, phrases, hints=(), source=None):
         masks = np.zeros(frames.shape[:3], bool)
         masks[:, 8:24, 6:20] = True
         return {phrase: SimpleNamespace(masks=masks, confidence=masks.mean((1, 2))) for phrase in phrases}
@@ -76,7 +78,7 @@ def shared(backbone):
     what the stages draw; masks of files are read for real."""
     real = segmenters.load
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenters, "load", lambda name, **how: real(name, **how) if name == "given" else Middle())
+        patch.setattr(segmenters, "load", lambda name, setup: real(name, setup) if name == "given" else Middle())
         for stage in ("invert", "learn_subject", "learn_motion", "fuse", "sample"):
             patch.setattr(f"stages.{stage}.load_for", lambda project, **how: backbone)
         yield
@@ -111,7 +113,7 @@ def test_every_stage_leaves_its_files(made):
     for artefact in artefacts.values():
         assert artefact.made and artefact.files and all(path.is_file() for path in artefact.files)
     root = project.root
-    for name in ("motions/riding/masks/person/0005.png", "motions/riding/overlay.png",
+    for name in ("motions/riding/masks/person/0003.png", "motions/riding/frames/0003.png", "motions/riding/overlay.png",
                  "motions/riding/noise.safetensors", "motions/riding/invert-preview.png",
                  "motions/riding/learn-motion-preview.png", "subjects/toy/images/0000.png",
                  "subjects/toy/token.safetensors", "subjects/toy/learn-subject-preview.png",
@@ -266,14 +268,16 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
     for prompt in (PROMPT, "<dog> is riding <toy> in the snow"):
         plan = sample_plans(project, [prompt], options, base=identity(project.settings.base), reserve=False)[0]
         by_words[prompt] = recast_noise(project, backbone, plan, target_of(project, prompt), report=notes(told))
-        assert {"motion/clip", "motion/masks", "toy/images", "dog/images"} <= set(plan.inputs)
+        assert {"motion/frames", "motion/masks", "toy/images", "dog/images"} <= set(plan.inputs)
     clip, noise = by_words[PROMPT]
-    middle = np.zeros((32, 32), bool)
-    middle[8:24, 6:20] = True                                                                     # what Middle finds
-    how, motion = {"frames": 4, "size": (32, 32)}, project.root / "motions/riding"
-    tracks = [read_clip(motion / "masks" / name, **how)[..., 0] > 127 for name in ("person", "horse")]
-    cuts = [Cut.of_photo(read_images(project.photos(name), (32, 32))[0], middle, 4) for name in ("toy", "dog")]
-    assert np.array_equal(clip, recast(read_clip(motion / "clip.mp4", **how), tracks, cuts).frames)
+    motion = project.root / "motions/riding"
+    tracks = [read_masks(motion / "masks" / name, (32, 32)) for name in ("person", "horse")]
+    cuts = []
+    for name in ("toy", "dog"):
+        picture = read_images(project.photos(name)[:1])[0]
+        held = Photo(picture, Middle().masks(picture[None], ["x"])["x"].masks[0]).holding((32, 32))
+        cuts.append(Cut.of_photo(held.picture, held.mask, 4))
+    assert np.array_equal(clip, recast(read_take(motion, (32, 32)).window(), tracks, cuts).frames)
     assert noise.shape == (1, 4, 4, *backbone.latent_size)
     assert told[0]["note"] == "the clip is recast: <toy> for the person and <dog> for the horse"
     x_0 = encode(backbone, clip[None])
@@ -289,7 +293,7 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
     assert frames["clip"].read_bytes() != frames["cast"].read_bytes()
     for plain in (replace(options, inverted="clip"), replace(options, beta=0.0)):
         plan = sample_plans(project, [PROMPT], plain, reserve=False)[0]
-        assert not {"motion/clip", "toy/images"} & set(plan.inputs)
+        assert not {"motion/frames", "toy/images"} & set(plan.inputs)
 
 
 def test_count_and_prompts_make_a_sample_each(made):
@@ -316,7 +320,7 @@ def test_photos_are_segmented_and_kept(tmp_path, base_folder):
 def test_an_actor_that_is_nowhere_is_refused(tmp_path, base_folder):
     project = make_project(tmp_path, base_folder, ("toy",))
     write_masks(tmp_path / "drawn" / "horse", np.zeros((6, 32, 32), bool))
-    with pytest.raises(BadInput, match="'horse' was found in none of 6 pictures"):
+    with pytest.raises(BadInput, match="'horse' was found in none of 4 pictures"):
         segment(project)
     assert not (tmp_path / "motions/riding/segment.json").exists()
 
@@ -352,7 +356,7 @@ def test_a_prompt_with_other_actors_is_refused(made):
 
 def test_a_frame_without_the_actor_is_refused(made):
     options = replace(resolve("invert", made[0].settings), token_frame=99)
-    with pytest.raises(BadInput, match="6 frames"):
+    with pytest.raises(BadInput, match="4 frames"):
         invert(made[0], options=options)
 
 

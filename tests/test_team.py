@@ -90,7 +90,7 @@ def _stage(root: Path, call: str, report, **how):
     project = Workspace(root)
     options = replace(resolve(name.replace("_", "-"), project.settings), **changed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenters, "load", lambda name, **how: Middle())
+        patch.setattr(segmenters, "load", lambda name, setup: Middle())
         return getattr(import_module(f"stages.{name}"), name)(project, first, options, dtype=dtype, force=True,
                                                               report=partial(report, call=call), **how)
 

@@ -249,14 +249,15 @@ def test_the_rounds_are_bounded():
     class Stubborn(Scripted):
         def follow(self, job):
             track = super().follow(job)
-            track.score[1:] = -1
+            track.score[0 if job.first else 1:] = -1
             return track
 
     tracker = Stubborn(boxes)
     got = run({"dog": [Detection(f, b, 0.9 if f == 0 else 0.5) for f, b in boxes.items()]}, tracker)["dog"]
     assert len(tracker.calls) == 1 + ROUNDS
-    assert len({hint.frame for (job,) in tracker.calls for hint in job.prompts}) == len(tracker.calls), "each elsewhere"
-    assert got.masks[0].any()
+    prompts = [[hint.frame for hint in job.prompts] for (job,) in tracker.calls]
+    assert prompts == [[0], [0, 1], [0, 2], [0, 3]], "each elsewhere; what was of no use is not said again"
+    assert got.masks.any((1, 2)).tolist() == [True] + [False] * (F - 1) and got.notes == ()
 
 
 # -- several things ---------------------------------------------------------------------------------------------------
@@ -291,6 +292,14 @@ def test_two_tracks_of_one_thing_go_to_the_surer_phrase():
     assert (got["toy"].confidence == 0).all() and not got["robot"].notes
     pointed = run({"robot": seen(robot, 0.7)}, Scripted(robot), ["toy", "robot"], [Hint("toy", 3, part[3])])
     assert pointed["toy"].masks.any() and not pointed["robot"].masks.any(), "a person is surer than the detector"
+
+
+def test_one_thing_tracked_twice_for_one_phrase_counts_once():
+    robot = walk(20, 4, 1.0, height=30)
+    part = {f: (b[0], b[1], b[2], b[1] + 12) for f, b in robot.items()}
+    got = run({"robot": seen(robot, 0.7) + seen(part, 0.4)}, Scripted(robot), setup=Setup(instances="all"))["robot"]
+    assert np.array_equal(got.masks, truth(robot)) and [one.confidence for one in got.instances] == [0.7]
+    assert got.notes == ()
 
 
 def test_a_thing_has_one_name():

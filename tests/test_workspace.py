@@ -59,7 +59,7 @@ def make(root, stage, name, typed=None, *, force=False, files=(), **how):
 
 
 def make_all(root):
-    make(root, "segment", "motions/chase", files=("clip.mp4", "masks"))
+    make(root, "segment", "motions/chase", files=("clip.mp4", "frames.json", "frames/0000.png", "masks"))
     make(root, "invert", "chase")
     for name in ("toy", "pet"):
         make(root, "learn-subject", name)

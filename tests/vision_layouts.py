@@ -86,8 +86,8 @@ def write_bert_tokenizer(folder: Path) -> None:
         **special}))
 
 
-def sam2(folder: Path, *, seed: int = 1, twins: bool = False, in_sight: float = 1.0, heads: tuple[int, ...] = (1, 2, 4, 8)
-         ) -> Path:
+def sam2(folder: Path, *, seed: int = 1, twins: bool = False, in_sight: float = 1.0,
+         heads: tuple[int, ...] = (1, 2, 4, 8)) -> Path:
     """twins: with both of the two equal embeddings, as transformers 5 writes them; 4.56 kept one. in_sight: what is
     added to the score of an object's being there; a fresh network is undecided. heads: of attention, in each stage."""
     with torch.random.fork_rng(devices=[]):

@@ -167,8 +167,7 @@ def scores(artifacts: Sequence) -> None:
     """The table of eval, a row per video and their mean, on stderr (the figures themselves are in the JSON files). A
     score that a video cannot have is shown as "-" and is in no mean."""
     rows = [json.loads(artifact.path.read_text(encoding="utf-8")) for artifact in artifacts]
-    columns = [name for name in rows[0] if name not in ("sample", "prompt")
-               and not (name.endswith("cut out") and all(row.get(name) is None for row in rows))]
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("sample", "prompt")]
 
     def shown(values: Sequence[object]) -> list[str]:
         return ["-" if value is None else f"{value:.3f}" for value in values]

@@ -12,14 +12,14 @@ from pathlib import Path
 from stages.core.errors import BadInput, MissingPrerequisite, VideomageError
 from stages.core.settings import Settings
 from stages.options import resolve
+from stages.segmenters.models import PACKAGE_LINE
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pillow", "av",
             "imageio-ffmpeg")
-SAM2 = "SAM2_BUILD_CUDA=0 pip install --no-build-isolation --no-deps sam2==1.1.0 && pip install 'videomage[sam2]'"
 EXTRAS = (("decord", "fast reading of plain videos (else PyAV)", "pip install decord"),
-          ("sam2", "another library that can run SAM2 (segment --through sam2)", SAM2))
+          ("sam2", "another library that can run SAM2 (segment --through sam2)", PACKAGE_LINE))
 OWN = ("base", "clip", "dino", "clipseg")          # models that the package carries, under stages/sprites/weights
 
 

@@ -163,9 +163,8 @@ def _moving(path: Path, container):
 
 def _declared(stream, container) -> int:
     """Packets that the header promises; 0: it says nothing. mp4 lists them, less those that an edit cuts away."""
-    listed = getattr(stream, "index_entries", ())               # older PyAV has none
-    if _family(container) == "mov" and len(listed):
-        return sum(not entry.is_discard for entry in listed)
+    if _family(container) == "mov" and len(stream.index_entries):
+        return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames
 
 
@@ -271,7 +270,7 @@ def _colours(path: Path, stream, frame) -> Colours:
     elif matrix in UNSAID:
         matrix = 1 if frame.height >= HD else 5
     elif matrix not in MATRICES:
-        raise BadInput(f"{path} stores colours as is not converted here (matrix {matrix} of H.273)", REMEDY)
+        raise BadInput(f"{path} stores its colours in a way that is not converted (matrix {matrix} of H.273)", REMEDY)
     return Colours(frame.format.name, max(part.bits for part in parts), alpha, MATRICES.get(matrix, 0),
                    int(frame.colorspace) in MATRICES, full, int(context.color_trc),
                    int(context.color_primaries))

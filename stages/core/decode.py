@@ -21,7 +21,7 @@ from .errors import BadInput
 
 PLAIN = {"h264", "hevc", "vp8", "vp9", "mpeg4"}            # codecs that decord reads as PyAV does
 NEAR = 48                                                  # frames to decode on for, rather than to seek
-EXACT = 0x4 | 0x2000 | 0x40000      # SWS_BICUBIC, FULL_CHR_H_INT, ACCURATE_RND, named in PyAV from 17 on; else 10 bits lose 2
+EXACT = 0x4 | 0x2000 | 0x40000     # SWS_BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: else 10 bits lose 2 of 255
 QUICK = {"skip_idct": "all", "skip_loop_filter": "all"}
 
 

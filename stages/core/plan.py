@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -199,6 +199,8 @@ class Plan:
         self.manifest_path.unlink(missing_ok=True)
         for name in old["files"].keys() - set(names):
             (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):                              # of a folder that still holds something
+                (self.folder / name).parent.rmdir()
         for name in names:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).replace(self.folder / name)

@@ -74,7 +74,7 @@ def sample(times: np.ndarray | None, count: int, *, fps: float, frames: int, sta
             raise BadInput(f"{what} shows its last frame at {last:.2f} s; the part asked for ends at "
                            f"{start + (instants - 1) * step:.2f} s", "lower --start or --seconds")
         step = left / (frames - 1)
-        _slower(what, f"{left + 2 * slack:.2f} s from {start:g} s on", speed, step * fps)
+        _slower(what, f"{left + 2 * slack:.2f} s of it from {start:g} s on", speed, step * fps)
     wanted = start + step * np.arange(instants)
     chosen = _nearest(times, wanted)
     if instants > 1 and len(set(chosen.tolist())) < 2:

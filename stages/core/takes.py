@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import BadInput
 from .framing import Box, fit_size, frame_box
+from .pictures import count_pictures
 from .sampling import Sampling, sample
 from .video import clip_times, list_images, read_clip, read_images, write_images
 
@@ -35,6 +36,14 @@ class Take:
     def window(self, which: int = 0) -> np.ndarray:
         """uint8 (F, H, W, 3) of one window; the first is the one whose noise is inverted."""
         return self.frames[self.windows[which]:][:self.length]
+
+
+def times_of(path: Path) -> tuple[np.ndarray | None, int]:
+    """(each frame's time stamp, None where there are none; how many frames there are) of a clip."""
+    times = clip_times(path)
+    if times is not None:
+        return times, len(times)
+    return None, len(list_images(path)) if path.is_dir() else count_pictures(path)
 
 
 def frame_size(shape: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int]:
@@ -62,10 +71,10 @@ def sampled(path: Path, *, fps: float, frames: int, size: tuple[int, int],
     """The first `frames` frames of a clip, or of what it shows from window[0] to window[1] seconds, at this rate and
     size -> uint8 (F, H, W, 3). Raises what `sample` does."""
     begin, end = window or (0.0, math.inf)
-    times = clip_times(path)
+    times, count = times_of(path)
     if times is None and window:
         raise BadInput(f"{path} has no time stamps, so nothing can be cut out of it by time", "Give a video file")
-    times = np.arange(len(list_images(path))) / fps if times is None else times[times < end]
+    times = np.arange(count) / fps if times is None else times[times < end]
     chosen = sample(times, len(times), fps=fps, frames=frames, start=begin, what=str(path)).chosen
     return read_clip(path, at=chosen, size=size)
 

@@ -53,51 +53,26 @@ def clip_times(path: Path | str) -> np.ndarray | None:
     return animation_times(path) if is_picture(path) else look(path).times.copy()
 
 
-def read_clip(path: Path | str, *, frames: int | None = None, size: tuple[int, int] | None = None,
-              window: tuple[float, float] | None = None, at: Sequence[int] | None = None) -> np.ndarray:
+def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
     """A video file, an animated picture, a strip written by write_frames or a folder of pictures -> (F, H, W, 3) uint8.
 
-    frames: how many, evenly spaced over the clip (default: every frame). size: (H, W); the middle is cropped to this
-    aspect, then resized. window: (start, end) in seconds from the first frame; what is shown before start, or from end
-    on, is left out as if it were not there. at: exactly these frames, by number, in this order, repeats allowed, in
-    place of frames and window; no others are held, and a video is decoded from the key frame before them.
+    at: exactly these frames, by number, in this order, repeats allowed (default: every frame); no others are held, and
+    a video is decoded from the key frame before them. size: (H, W); the middle is cropped to this aspect, then resized.
     Raises BadInput, naming the file, if it is missing, damaged, too short, or decodes to fewer frames than it declares.
     """
     path, film, files = Path(path), None, []
-    if at is not None and (frames or window):
-        raise ValueError("`at` says already which frames")
     if path.is_dir():
-        files = list_images(path)
-        count, times = len(files), None
+        count = len(files := list_images(path))
     elif is_picture(path):
-        count, times = count_pictures(path), animation_times(path) if window else None
+        count = count_pictures(path)
     else:
-        film = look(path)
-        count, times = len(film.times), film.times
-    numbers = _chosen(path, count, times, frames, window, at)
+        count = len((film := look(path)).times)
+    numbers = list(range(count)) if at is None else [int(number) for number in at]
+    if far := [number for number in numbers if not 0 <= number < count]:
+        raise BadInput(f"{path} holds {count} frames, there is no frame {far[0]}", f"The last one is {count - 1}")
     if files:
         return read_images([files[number] for number in numbers], size)
     return _stacked(path, film, numbers, size)
-
-
-def _chosen(path: Path, count: int, times: np.ndarray | None, frames: int | None, window: tuple[float, float] | None,
-            at: Sequence[int] | None) -> list[int]:
-    """The numbers of the frames that read_clip was asked for."""
-    if at is not None:
-        far = [number for number in at if not 0 <= number < count]
-        if far:
-            raise BadInput(f"{path} holds {count} frames, there is no frame {far[0]}", f"The last one is {count - 1}")
-        return [int(number) for number in at]
-    inside = np.arange(count)
-    if window:
-        if times is None:
-            raise BadInput(f"{path} has no time stamps, so nothing can be cut out of it by time", "Give a video file")
-        inside = np.flatnonzero((times >= window[0]) & (times < window[1]))
-    if len(inside) < (frames or 1):
-        part = f", from {window[0]:g} s to {window[1]:g} s," if window else ""
-        raise BadInput(f"{path}{part} holds {len(inside)} frames, {frames or 1} are needed",
-                       "Give a longer clip or fewer frames")
-    return [int(inside[round(k)]) for k in np.linspace(0, len(inside) - 1, frames)] if frames else inside.tolist()
 
 
 def _stacked(path: Path, film: Film | None, numbers: list[int], size: tuple[int, int] | None) -> np.ndarray:

@@ -31,7 +31,7 @@ class ClipSeg:
     def __init__(self, setup: Setup) -> None:
         folder = Path(setup.model or SPRITES)
         self.device, self.threshold = setup.device, setup.threshold
-        self.usual = () if setup.model else SMALL.shapes
+        self.usual = () if setup.model else tuple(f"{colour} object" for colour in SMALL.colours)
         self.network = read_model({"clipseg": CLIPSegForImageSegmentation.from_pretrained}, folder, WHAT, REMEDY,
                                   setup.device)
         self.words = Words(folder, self.network.config.text_config, WHAT, REMEDY)

@@ -69,10 +69,10 @@ class GroundingDino:
             for text in texts:
                 chances_QL, boxes_Q4 = self._look(pixels, text, frames.shape[1:3])
                 for phrase, words in text.words.items():
-                    every = _answers(frame, chances_QL, boxes_Q4, words, text_threshold)
-                    out[phrase] += suppress([one for one in every if one.score > box_threshold and one.words > 0])
-                    best[phrase] = max([*every, *filter(None, [best.get(phrase)])],
-                                       key=lambda one: (one.score, -one.frame))
+                    found, surest = _answers(frame, chances_QL, boxes_Q4, words, box_threshold, text_threshold)
+                    out[phrase] += suppress(found)
+                    if phrase not in best or surest.score > best[phrase].score:
+                        best[phrase] = surest
         return {phrase: some or [best[phrase]] for phrase, some in out.items()}
 
     def texts(self, phrases: Sequence[str]) -> list[Text]:
@@ -110,9 +110,13 @@ class GroundingDino:
 
 
 def _answers(frame: int, chances_QL: np.ndarray, boxes_Q4: np.ndarray, words: Sequence[Sequence[int]],
-             text_threshold: float) -> list[Detection]:
-    """Each box as an answer to one phrase. A word is as sure as its surest token, a phrase as its surest word."""
+             box_threshold: float, text_threshold: float) -> tuple[list[Detection], Detection]:
+    """The boxes that answer to one phrase, and the surest of all, whether it does or not. A word is as sure as its
+    surest token, a phrase as its surest word."""
     chances_QW = np.stack([chances_QL[:, places].max(1) for places in words], 1)
     scores, shares = chances_QW.max(1), (chances_QW > text_threshold).mean(1)
-    return [Detection(frame, tuple(map(float, box)), float(score), float(share))
-            for box, score, share in zip(boxes_Q4, scores, shares)]
+
+    def box(q: int) -> Detection:
+        return Detection(frame, tuple(map(float, boxes_Q4[q])), float(scores[q]), float(shares[q]))
+
+    return [box(q) for q in np.flatnonzero((scores > box_threshold) & (shares > 0))], box(int(scores.argmax()))

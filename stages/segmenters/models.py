@@ -23,6 +23,9 @@ class Weights:
     megabytes: int
 
 
+# sam2 says that it needs torchvision, which its video predictor does not import: hence --no-deps
+PACKAGE_LINE = ("pip install 'setuptools>=70.1' 'hydra-core>=1.3.2' 'iopath>=0.1.10' && "
+                "SAM2_BUILD_CUDA=0 pip install --no-build-isolation --no-deps sam2==1.1.0")
 FAMILIES = ("IDEA-Research/grounding-dino", "facebook/sam2")      # how the repositories of such models begin
 KNOWN = (Weights("Grounding DINO", "IDEA-Research/grounding-dino-tiny", "Apache-2.0", 690),
          Weights("SAM2", "facebook/sam2.1-hiera-tiny", "Apache-2.0", 156))
@@ -60,7 +63,8 @@ def locate(name: str, what: str) -> Path:
     if (folder := find(name)) is not None:
         return folder
     known = f" ({terms(name)})" if terms(name) else ""
-    raise MissingPrerequisite(f"{what}, {name}{known}, is not on this machine", f"Run: videomage fetch {name}")
+    raise MissingPrerequisite(f"{what}, {name}{known}, is not on this machine",
+                              f"Run: videomage fetch {NAME if known else name}")
 
 
 def revision(name: str) -> str:

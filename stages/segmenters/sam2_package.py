@@ -19,11 +19,11 @@ from transformers import Sam2VideoConfig
 
 from ..core.errors import BadInput, MissingPrerequisite
 from . import Hint
+from .models import PACKAGE_LINE
 from .sam2 import WHAT, Pictures, forget, points_of, read, sweep
 from .tracks import Job, Track
 
-INSTALL = ("Run: SAM2_BUILD_CUDA=0 pip install --no-build-isolation --no-deps sam2==1.1.0 && "
-           "pip install 'hydra-core>=1.3.2' 'iopath>=0.1.10'; or use --through transformers")
+NEEDS = ("sam2", "hydra", "iopath")
 OTHER_WAY = "use --through transformers"
 # transformers' names -> the package's; each rule is tried in this order on what the rules before it left
 NAMES = tuple((re.compile(old), new) for old, new in (
@@ -169,8 +169,9 @@ class Sam2Package:
     """Holds the predictor."""
 
     def __init__(self, name: str, device: str) -> None:
-        if find_spec("sam2") is None:
-            raise MissingPrerequisite("the package sam2 is not installed", INSTALL)
+        if absent := [module for module in NEEDS if find_spec(module) is None]:
+            raise MissingPrerequisite(f"the package sam2 is not installed, or not all it needs ({', '.join(absent)})",
+                                      f"Run: {PACKAGE_LINE}; or use --through transformers")
         network, self.prepare, folder = read(name, "cpu")
         if other := unlike(network.config):
             raise BadInput(f"{WHAT} in {folder} is none that the package sam2 can hold: {other}", OTHER_WAY)

@@ -129,11 +129,13 @@ def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrase
         if not lead.boxes:
             frames = ", ".join(str(hint.frame) for hint in lead.prompts)
             notes[lead.phrase].append(f"SAM2 sees no '{lead.phrase}' where it is pointed at, in frame {frames}")
+    tracked = [lead.thing for lead in leads]
     leads = _apart(leads, notes, setup.threshold)
     masks, sure_F = _pixels(leads, phrases, shape, setup.threshold)
     out = {}
     for phrase in phrases:
-        instances = _instances(phrase, leads, own.get(phrase, []))
+        others = [thing for thing in own.get(phrase, []) if thing not in tracked]
+        instances = _instances(phrase, leads, others)
         taken = sum(one.taken for one in instances)
         if 0 < taken < len(instances):
             notes[phrase].append(f"{taken} of {len(instances)} things that answer to '{phrase}' "
@@ -250,7 +252,7 @@ def _pixels(leads: Sequence[Lead], phrases: Sequence[str], shape: tuple[int, int
     return masks, sure
 
 
-def _instances(phrase: str, leads: Sequence[Lead], own: Sequence[Thing]) -> tuple[Instance, ...]:
+def _instances(phrase: str, leads: Sequence[Lead], others: Sequence[Thing]) -> tuple[Instance, ...]:
     """What is tracked first, then what else answers to the phrase and is shown by no track."""
     taken = [lead for lead in leads if lead.phrase == phrase and lead.boxes]
     out = []
@@ -258,8 +260,8 @@ def _instances(phrase: str, leads: Sequence[Lead], own: Sequence[Thing]) -> tupl
         frame = lead.prompts[0].frame
         box = lead.prompts[0].box or lead.boxes.get(frame) or lead.boxes[min(lead.boxes, key=lambda k: abs(k - frame))]
         out.append(Instance(frame, box, lead.score, True))
-    for thing in own:
-        if not any(lead.thing is thing or lead.is_it(thing) for lead in leads):
+    for thing in others:
+        if not any(lead.is_it(thing) for lead in leads):
             best = thing.best(phrase)
             out.append(Instance(best.frame, best.box, best.score, False))
     return tuple(out)
