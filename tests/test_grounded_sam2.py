@@ -336,7 +336,7 @@ def test_weights_that_are_not_here_are_named_with_what_fetches_them(weights, tmp
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(MissingPrerequisite, match="Grounding DINO, IDEA-.*Apache.*MB.*videomage fetch grounded-sam2"):
         segmenters.load("grounded-sam2", Setup())
-    with pytest.raises(MissingPrerequisite, match="SAM2, facebook/sam2.1.*videomage fetch facebook/sam2.1-hiera-tiny"):
+    with pytest.raises(MissingPrerequisite, match="SAM2, facebook/sam2.1.*videomage fetch grounded-sam2"):
         segmenters.load("grounded-sam2", Setup(detector=str(weights[0])))
 
 

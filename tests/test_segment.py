@@ -270,7 +270,7 @@ def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(hub, 
     assert set(bad) == {"Grounding DINO", "SAM2"} and "156 MB" in bad["SAM2"]["found"]
     assert {f["remedy"] for f in bad.values()} == {"videomage fetch grounded-sam2"}
     for source, repo, more in ((vision_layouts.grounding_dino, vision_layouts.DINO, {}),
-                               (vision_layouts.sam2, vision_layouts.SAM2, {"seed": 3})):
+                               (vision_layouts.sam2, vision_layouts.SAM2, {"seed": 4})):
         layouts.in_hub_cache(source(tmp_path / repo.split("/")[1], **more), hub, repo)
     loose = ("--box-threshold", "0.05", "--text-threshold", "0.02")
     out, err = typed("segment", "ref.mp4", "--actors", "person", "horse", *loose)

@@ -74,8 +74,8 @@ def memory_of(device: str) -> int:
 
 def examine(settings: Settings) -> list[Finding]:
     """Every finding about this machine, this installation, the project's base and what segments on it."""
-    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_segmenter(settings),
-            *_base(settings.base, settings.video)]
+    return [*_machine(), *_packages(), *_devices(), *_own_weights(), *_base(settings.base, settings.video),
+            *_segmenter(settings)]
 
 
 def _machine() -> list[Finding]:
