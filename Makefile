@@ -10,7 +10,7 @@ DEMO      ?= demo
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lint sprites sprites-quality bench-gpu clean
+.PHONY: help install demo test test-sam2 lint sprites sprites-quality bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:                ## this list
@@ -30,6 +30,14 @@ demo: $(READY)       ## segment, invert, learn, fuse, sample, eval on files of i
 test: $(READY)       ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
+test-sam2:           ## SAM2 through the package of its authors, in an environment of its own (.venv-sam2)
+	test -x .venv-sam2/bin/python || $(PYTHON) -m venv .venv-sam2
+	.venv-sam2/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e '.[dev,sam2]'
+	SAM2_BUILD_CUDA=0 .venv-sam2/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation \
+	  --no-deps sam2==1.1.0
+	OMP_NUM_THREADS=1 .venv-sam2/bin/python -m pytest -q tests/test_sam2_package.py \
+	  tests/test_grounded_sam2.py tests/test_segment.py
+
 lint: $(READY)       ## ruff
 	$(BIN)/ruff check .
 
@@ -44,6 +52,6 @@ bench-gpu: $(READY)  ## seconds and memory at ZeroScope's size on a CUDA device,
 	$(BIN)/videomage doctor
 	$(BIN)/python -m bench.gpu
 
-clean:               ## remove what was built (not .venv, not runs/)
+clean:               ## remove what was built (not .venv, .venv-sam2, runs/)
 	rm -rf build dist $(DEMO) .pytest_cache .ruff_cache *.egg-info
 	find stages videomage_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ from .core.sampling import sample
 from .core.takes import FRAMES, take, times_of, write_take
 from .core.video import list_images, read_images, write_masks
 from .core.workspace import Artifact, Plan, Workspace, keep, kept_names
-from .findings import Seen, about_clip, facts_of, row_of, sheet_of
+from .findings import Seen, about_clip, cuts_of, facts_of, row_of, sheet_of
 from .hints import hints_of
 from .options import SegmentOptions
 from .prompts import slug
@@ -131,6 +131,9 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
         shutil.copyfile(path, out / f"clip{path.suffix.lower()}")
     last = float(times[-1]) if times is not None else (count - 1) / base.fps
     about = about_clip(sampling, count, last, base.fps, whole.shape[:2], frames.shape[1:3], part, options.fit)
+    if cuts := cuts_of(frames):
+        about.append(f"The picture changes all at once at {'frame' if len(cuts) == 1 else 'frames'} "
+                     f"{', '.join(map(str, cuts))}: if that is a cut, take one shot (--start, --seconds).")
     for line in about:
         report(note=line)
     labels = [f"frame {k}   {sampling.start + k * sampling.step:.2f} s" for k in range(len(frames))]

@@ -254,8 +254,10 @@ def hub(tmp_path, monkeypatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(hub, tmp_path, monkeypatch):
+@pytest.mark.parametrize("library", ["transformers", "sam2"])
+def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(library, hub, tmp_path, monkeypatch):
     """A fresh folder, the base that is here, weights in the hub's cache; before that, what is missing is named."""
+    pytest.importorskip(library, reason=f"{library} is not installed")
     (tmp_path / "fresh").mkdir()
     monkeypatch.chdir(tmp_path / "fresh")
     rng = np.random.default_rng(0)
@@ -272,7 +274,7 @@ def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(hub, 
     for source, repo, more in ((vision_layouts.grounding_dino, vision_layouts.DINO, {}),
                                (vision_layouts.sam2, vision_layouts.SAM2, {"seed": 4})):
         layouts.in_hub_cache(source(tmp_path / repo.split("/")[1], **more), hub, repo)
-    loose = ("--box-threshold", "0.05", "--text-threshold", "0.02")
+    loose = ("--box-threshold", "0.05", "--text-threshold", "0.02", "--through", library)
     out, err = typed("segment", "ref.mp4", "--actors", "person", "horse", *loose)
     assert out.strip() == "motions/ref/masks" and "'person': in " in err
     for actor in ("person", "horse"):
@@ -282,7 +284,7 @@ def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(hub, 
     assert facts["sampling"]["chosen"] == list(range(0, 72, 3))
     assert Path("motions/ref/overlay.png").stat().st_size > 10_000
     typed("segment", "ref", "--actors", "person", "horse", "--box", "horse@5=20,20,120,100", "person=10,10,60,60",
-          "--point", "horse@5=60,60", "horse@5!=118,98")
+          "--point", "horse@5=60,60", "horse@5!=118,98", "--through", library)
     told = json.loads(Path("motions/ref/segment.json").read_text())["options"]
     assert told["box"] == ["horse@5=20,20,120,100", "person=10,10,60,60"] and len(told["point"]) == 2
 

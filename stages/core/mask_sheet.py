@@ -212,7 +212,7 @@ class Sheet:
 def tag(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, ink: tuple[int, int, int]) -> None:
     """A word on a dark ground, kept inside the tile."""
     wide = font(11).getlength(text) + 4
-    x, y = min(max(0, x), TILE - wide), max(LINE, y)
+    x, y = min(max(0, x), TILE - wide), max(LINE + 14, y)                     # below the upper ruler
     draw.rectangle([x, y, x + wide, y + 13], fill=(16, 16, 16))
     draw.text((x + 2, y), text, ink, font(11))
 
