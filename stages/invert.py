@@ -148,11 +148,11 @@ def crop(frame_HWC: np.ndarray, mask_HW: np.ndarray, size: tuple[int, int]) -> C
 
 
 def _actors(project: Workspace, motion: str, prompt: str | None) -> tuple[str, ...]:
-    """The bracketed words of the motion's prompt; where project.yaml has none, what segment was told to look for."""
+    """The bracketed words of the motion's prompt; where project.yaml has none, what segment found."""
     if prompt:
         return motion_prompt(prompt).actors
     found = project.manifest(project.motion_folder(motion) / "segment.json")
-    return tuple(found["options"]["actors"] or found["request"]["phrases"]) if found else ()
+    return tuple(found["facts"]["shares of the frames"]) if found else ()
 
 
 def _token_rows(project: Workspace, backbone: Backbone, crops: Mapping[str, Crop], tokens: Mapping[str, Tensor],

@@ -32,6 +32,7 @@ from .prompts import slug
 from .segmenters import Hint, Instance, Masks, Segmenter, Setup, Source
 
 PICTURED = (f"{FRAMES}/", "images/")      # what masks are drawn on
+MOST = 512               # frames of a clip that are learned from: what a person would look at, and memory holds
 USUAL = 0.5, 0.002       # what nobody asked for counts as found: in this share of the pictures, filling this of each
 
 
@@ -89,6 +90,9 @@ def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.n
     if not phrases:
         raise BadInput(f"nothing says what to look for in '{plan.name}'",
                        'say it: --actors person horse; or give the motion a prompt with brackets: "a [person] waves"')
+    if twice := [phrase for phrase in phrases if [slug(other) for other in phrases].count(slug(phrase)) > 1]:
+        raise UsageError(f"'{twice[0]}' and '{twice[1]}' would be one folder of masks, {slug(twice[0])}",
+                         "name one of them otherwise, in the letters a to z")
     hints = hints_of(options.box, options.point, asked, frame=options.frame,
                      sizes=[picture.shape[:2] for shot in seen.shots for picture in shot])
     parts: dict[str, list[Masks]] = {phrase: [] for phrase in phrases}
@@ -123,6 +127,9 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
     times, count = times_of(path)
     sampling = sample(times, count, fps=base.fps, frames=base.frames, start=options.start, seconds=options.seconds,
                       speed=options.speed, what=str(path))
+    if len(sampling.chosen) > MOST:
+        raise BadInput(f"{sampling.end - sampling.start:g} s of the clip are {len(sampling.chosen)} frames at the rate "
+                       f"of the base, and at most {MOST} are taken", f"lower --seconds to {MOST * sampling.step:g}")
     frames, whole, part = take(path, sampling, (base.height, base.width), options.fit)
     write_take(out, frames, sampling)
     if path.is_dir():

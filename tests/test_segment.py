@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from stages import STAGES
 from stages.backbones.bases import KNOWN
-from stages.core.errors import BadInput
+from stages.core.errors import BadInput, UsageError
 from stages.core.takes import read_take
 from stages.core.video import read_images, read_masks, write_images, write_masks, write_video
 from stages.core.workspace import Workspace
@@ -98,6 +98,16 @@ def test_large_frames_are_kept_at_a_size_that_is_enough(tmp_path, base_folder):
     made = segment(project)
     assert read_take(made.folder).frames.shape == (4, 720, 720, 3)
     assert read_masks(made.path / "thing").all()           # nobody said what to look for: the folders there are
+
+
+def test_what_would_be_too_much_or_one_folder_is_refused(tmp_path, base_folder, monkeypatch):
+    project = make(tmp_path, base_folder, frames=48)
+    monkeypatch.setattr("stages.segment.MOST", 7)
+    options = resolve("segment", project.settings)
+    with pytest.raises(BadInput, match="1 s of the clip are 8 frames .* at most 7 are taken. lower --seconds to 0.875"):
+        segment(project, options=replace(options, seconds=1.0))
+    with pytest.raises(UsageError, match="'tall person' and 'tall-person' would be one folder of masks, tall-person"):
+        segment(project, options=replace(options, actors=("tall person", "tall-person")))
 
 
 def test_the_base_decides_the_sampling_and_a_change_of_it_is_seen(tmp_path, base_folder):
@@ -222,6 +232,7 @@ def test_segment_in_a_fresh_folder_makes_the_project(tmp_path, monkeypatch):
     assert out.strip() == "motions/my-clip/masks"
     assert "a new project on sprites (licence: Apache-2.0)" in err and "look at motions/my-clip/overlay.png" in err
     assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-object", "red-object"]
+    assert 'motion.prompt: "a [red object] ... a [blue object]"' in err
     assert Workspace(".").settings.motion.clip == "my clip.mp4"
     _, err = typed("segment", "my-clip", "--actors", "red circle", "blue square")
     assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-square", "red-circle"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -194,12 +195,17 @@ def segment(run: Run, sources: Annotated[list[str] | None, typer.Argument(
     ensure_project(run, sources or [], name, base)
     name, given = segment_sources(run.project, sources or [], name)
     keywords = {"images" if label == "images" else "clip": path for label, path in given.items()}
-    return [Call(name, [run.plan(name, given=given)], keywords, show=_look_at)]
+    return [Call(name, [run.plan(name, given=given)], keywords, show=partial(_look_at, run.project))]
 
 
-def _look_at(artifacts: list) -> None:
+def _look_at(project: Workspace, artifacts: list) -> None:
+    """What to do next: look, and say what happens in the clip, where nobody has."""
     for artifact in artifacts:
         console.say(f"look at {artifact.folder / 'overlay.png'}")
+        motion = project.settings.motion
+        if motion and not motion.prompt and artifact.folder.name == motion.name:
+            actors = " ... ".join(f"a [{actor}]" for actor in artifact.manifest["facts"]["shares of the frames"])
+            console.say(f'then say in project.yaml what happens, motion.prompt: "{actors}"; then: videomage invert')
 
 
 @stage_command(app, "invert")
