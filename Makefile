@@ -48,8 +48,9 @@ sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores;
 sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
 	$(BIN)/python -m stages.sprites.quality
 
-bench-gpu: $(READY)  ## seconds and memory at ZeroScope's size on a CUDA device, beside the estimates
+bench-gpu: $(READY)  ## seconds and memory at ZeroScope's size on a CUDA device, beside the estimates; Grounded-SAM2 there
 	$(BIN)/videomage doctor
+	$(BIN)/python -m pytest -q tests/test_grounded_sam2.py -k cuda
 	$(BIN)/python -m bench.gpu
 
 clean:               ## remove what was built (not .venv, .venv-sam2, runs/)

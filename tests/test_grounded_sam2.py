@@ -24,7 +24,7 @@ from stages.segmenters.grounding_dino import GroundingDino
 from stages.segmenters.sam2 import Pictures, Sam2, points_of
 from stages.segmenters.tracks import Job
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 PHRASES = ["person", "red car", "blue car"]
 LOW = dict(box_threshold=0.05, text_threshold=0.02)             # a random network is sure of little
 
