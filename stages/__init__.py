@@ -13,6 +13,7 @@ from pathlib import Path
 from .backbones import base_of, video
 from .core.captions import select
 from .core.errors import MissingPrerequisite, VideomageError
+from .core.settings import check_name
 from .core.workspace import Input, Stage, Workspace
 from .options import OPTIONS, resolve
 from .prompts import motion_prompt
@@ -22,10 +23,20 @@ STAGES: dict[str, Stage] = {}
 
 
 # -- segment: names are "motions/NAME" or "subjects/NAME"; a bare name is looked up in the project -------------------
+CLIPS_ALONE = {"start", "seconds", "speed", "fit"}
+GROUNDED_ALONE = {"detector", "tracker", "through", "box_threshold", "text_threshold", "instances"}
+
+
 def _segmented(project: Workspace, name: str) -> str:
-    if "/" in name:
-        return name
-    return f"motions/{name}" if name in project.motions() else f"subjects/{name}"
+    family, _, own = name.rpartition("/")
+    family = family or ("motions" if name in project.motions() else "subjects")
+    return f"{family}/{check_name(own, 'the motion' if family == 'motions' else 'the subject')}"
+
+
+def _segment_ignores(folder: str, options) -> set[str]:
+    """What does not shape these masks: of photos the options of clips, of others than Grounded-SAM2 its own."""
+    return (CLIPS_ALONE if folder.startswith("subjects/") else set()) | {
+        "grounded-sam2": set(), "clipseg": GROUNDED_ALONE, "given": {*GROUNDED_ALONE, "threshold"}}[options.segmenter]
 
 
 def _segment_names(project: Workspace) -> list[str]:
@@ -51,7 +62,13 @@ def _segment_request(project: Workspace, name: str) -> dict:
     if family == "motions":
         prompt = project.motion(own).prompt if own in project.motions() else ""
         return {"phrases": list(motion_prompt(prompt).actors) if prompt else [], **_sampled_for(project)}
-    return {"phrases": [project.subject(own).class_word] if own in project.settings.subjects else []}
+    return {"phrases": [project.subject(own).class_word] if _known(project, own) else []}
+
+
+def _known(project: Workspace, subject: str) -> bool:
+    """Whether somebody said what the subject is: project.yaml, or who learned it."""
+    return subject in project.settings.subjects or (
+        project.subject_folder(subject) / "learn-subject.json").is_file()
 
 
 def _sampled_for(project: Workspace) -> dict:
@@ -120,9 +137,9 @@ def _photos(project: Workspace, name: str) -> Input:
 def _photo_masks(project: Workspace, name: str, label: str = "masks") -> dict[str, Input]:
     """Where the subject is in its photos; nothing for photos that were not segmented."""
     folder = project.subject_folder(name) / "masks"
-    if not folder.is_dir():
-        return {}
     stage = STAGES["segment"] if (folder.parent / "segment.json").is_file() else None
+    if stage is None and not folder.is_dir():
+        return {}
     return {label: Input(folder, f"the masks of the photos of '{name}'", stage, f"subjects/{name}")}
 
 
@@ -212,8 +229,8 @@ def _add(name: str, kind: str, summary: str, *, function: str = "", **rest) -> N
 
 
 _add("segment", "motion", "Find the actors of a clip, or the subject of photos: a mask track for each.",
-     needs=(), files=("masks", "overlay.png"), editable=("masks/",), folder=_segmented, names=_segment_names,
-     inputs=_segment_inputs, request=_segment_request,
+     needs=(), files=("masks", "overlay.png"), editable=("masks/",), ignores=_segment_ignores, folder=_segmented,
+     names=_segment_names, inputs=_segment_inputs, request=_segment_request,
      command=lambda name: f"videomage segment {name.split('/')[-1]}", uses_base=False)
 _add("invert", "motion", "Learn the looks of the clip's actors as tokens, and find the noise the clip came from.",
      needs=("segment",), files=("tokens.safetensors", "noise.safetensors", "invert-preview.png"),

@@ -10,13 +10,12 @@ from . import segmenters
 from .core.cutmix import Cut, recast
 from .core.errors import BadInput
 from .core.report import Report, silent
-from .core.takes import read_take
-from .core.video import read_masks
+from .core.takes import read_take, read_track
 from .core.workspace import Workspace
 from .options import FuseOptions, SampleOptions, resolve
 from .photos import Photo, read_photos
 from .prompts import slug
-from .segmenters import Segmenter, Setup
+from .segmenters import Segmenter, Setup, models
 
 SEEN = 0.5      # a video counts if its subject is found in at least this share of its frames
 
@@ -25,8 +24,8 @@ def finder_of(project: Workspace, options: FuseOptions | SampleOptions, device: 
     """The segmenter of fuse or sample: its name and threshold are theirs, everything else is what the project says of
     segment."""
     own = resolve("segment", project.settings)
-    setup = Setup(device, options.threshold, own.box_threshold, own.text_threshold, "one", own.detector, own.tracker,
-                  own.through)
+    setup = Setup(device, options.threshold, own.box_threshold, own.text_threshold, "one",
+                  models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
     return segmenters.load(options.segmenter, setup)
 
 
@@ -42,14 +41,16 @@ def from_videos(name: str, videos: Sequence[np.ndarray], finder: Segmenter, clas
 def from_photos(name: str, photos: Sequence[Path], masks: Path | None, shape: tuple[int, int, int],
                 finder: Callable[[], Segmenter], class_word: str, report: Report = silent) -> list[Cut]:
     """The photos of one subject in which it was found, with its masks: those of `segment`, else those of the segmenter
-    that `finder` loads. shape: (F, H, W), how often each is repeated and what size it is brought to. Raises BadInput
-    for none."""
+    that `finder` loads, which looks at their middles. shape: (F, H, W), how often each is repeated and what size it is
+    brought to. Raises BadInput for none."""
     frames, *size = shape
     found = read_photos(photos, masks, report)
     if masks is None:
+        pictures = np.stack([photo.fitted(tuple(size)).picture for photo in found])
         look = finder()
-        found = [Photo(p.picture, look.masks(p.picture[None], [class_word])[class_word].masks[0]) for p in found]
-    held = [photo.holding(tuple(size)) for photo in found if photo.mask is not None]
+        held = [Photo(picture, look.masks(picture[None], [class_word])[class_word].masks[0]) for picture in pictures]
+    else:
+        held = [photo.holding(tuple(size)) for photo in found if photo.mask is not None]
     cuts = [Cut.of_photo(photo.picture, photo.mask, frames) for photo in held if photo.mask.any()]
     return _counted(cuts, len(found), f"photos of '{name}'", class_word, "look at the photos", report)
 
@@ -71,7 +72,7 @@ def recast_clip(folder: Path, shape: tuple[int, int, int], roles: Mapping[str, s
     if not roles:
         return frames_FHWC
     first = take.windows[0]
-    tracks = [read_masks(folder / "masks" / slug(actor), tuple(size))[first:first + frames] for actor in roles]
+    tracks = [read_track(folder / "masks" / slug(actor), range(first, first + frames), tuple(size)) for actor in roles]
     fullest = [max(cuts[subject], key=lambda cut: cut.masks.sum()) for subject in roles.values()]
     return recast(frames_FHWC, tracks, fullest).frames
 

@@ -1,6 +1,7 @@
 """What is told of masks: what was taken of a clip, where each actor was found, and what mends it. For `segment`."""
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from .core.framing import Box, fit_size
 from .core.mask_sheet import Row, Sheet, spans
 from .core.sampling import Sampling
 from .core.workspace import Plan
-from .options import resolve
+from .options import resolve, show
 from .prompts import slug
 from .segmenters import Masks, Source, models
 
@@ -40,7 +41,7 @@ def about_clip(sampling: Sampling, count: int, last: float, fps: float, shape: t
     lines = [f"The clip: {count} frames{rate}, {shape[1]} x {shape[0]}, {last:.2f} s to its last frame. Taken: "
              f"{sampling.start:.2f} to {sampling.end:.2f} s, {len(sampling.chosen)} frames, {1 / sampling.step:.4g} a "
              f"second of the clip, each within {1000 * sampling.uneven:.0f} ms of even."]
-    if last + sampling.step > sampling.end + sampling.step or sampling.start > 0:
+    if last > sampling.end or sampling.start > 0:
         lines.append("The rest of the clip is left out: --start and --seconds choose another part, or more of it.")
     if len(sampling.windows) > 1:
         lines.append(f"{len(sampling.windows)} windows of {sampling.length} frames are learned from, which begin at "
@@ -87,26 +88,41 @@ def sheet_of(plan: Plan, seen: Seen, rows: list[Row]) -> Sheet:
 
 def _mend(plan: Plan, seen: Seen, rows: list[Row]) -> list[tuple[str, str]]:
     """(what may be wrong, what mends it)."""
-    own, unit = plan.name.split("/")[-1], "frame" if seen.sampling else "photo"
-    command = f"videomage segment {own}"
-    if plan.options.actors != resolve("segment", plan.project.settings).actors:
-        command += " --actors " + " ".join(f'"{a}"' if " " in a else a for a in plan.options.actors)
-    out = []
+    unit, out = "frame" if seen.sampling else "photo", []
+    looked = " ".join(shlex.quote(row.name) for row in rows)
     for row in rows:
-        named = f'"{row.name}@N=LEFT,TOP,RIGHT,BOTTOM"'.replace("N=", f"{(row.missing or [0])[0]}=")
         if row.missing:
+            box = shlex.quote(f"{row.name}@{row.missing[0]}=LEFT,TOP,RIGHT,BOTTOM")
             out.append((f"'{row.name}' is not in {unit}s {spans(row.missing)}. If it is to be seen there:",
-                        f"{command} --segmenter grounded-sam2 --box {named}      or --box-threshold "
+                        f"{_command(plan, looked, finder='grounded-sam2')} --box {box}      or --box-threshold "
                         f"{plan.options.box_threshold / 2:g}, or another word: --actors"))
         if len({box[2] for box in row.boxes}) > len({box[2] for box in row.boxes if box[3]}):
-            other = f'"{row.name}@{row.boxes[0][0]}=LEFT,TOP,RIGHT,BOTTOM"'
+            box = shlex.quote(f"{row.name}@{row.boxes[0][0]}=LEFT,TOP,RIGHT,BOTTOM")
             out.append((f"Several things answer to '{row.name}'. For another one, or all of them:",
-                        f"{command} --box {other}      or --instances all"))
-    folder = f"{plan.project.show(plan.folder)}/masks/{slug(rows[0].name)}/{seen.names[0]}.png" if rows else ""
+                        f"{_command(plan, looked)} --box {box}      or --instances all"))
     if rows:
-        out.append(("An outline is wrong here and there:", f"paint over {folder} in any editor (white: inside). It is "
-                    f"kept; this sheet is drawn anew by: {command} --force"))
+        file = plan.folder / "masks" / slug(rows[0].name) / f"{seen.names[0]}.png"
+        out.append(("An outline is wrong here and there:",
+                    f"paint over {plan.project.show(file)} in any editor (white: inside). It is kept; this sheet is "
+                    f"drawn anew by: {_command(plan, looked)} --force"))
     return out
+
+
+def _command(plan: Plan, looked: str, finder: str | None = None) -> str:
+    """What was typed for these masks, as far as the project itself does not say it; looked: for what."""
+    words = ["videomage", "segment", plan.folder.relative_to(plan.project.root).as_posix()]
+    if str(plan.project.root) != ".":
+        words += ["-p", str(plan.project.root)]
+    typed = {key: value for key, value in plan.overrides().items() if hasattr(plan.options, key) and key != "actors"}
+    own = resolve("segment", plan.project.settings)
+    if plan.options.masks and plan.options.masks != own.masks and not finder:
+        typed["masks"] = str(plan.options.masks)
+    if finder and plan.options.segmenter != finder:
+        typed["segmenter"] = finder
+    for key, value in typed.items():
+        words += [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [show(value)])]
+    asked = plan.request["phrases"] and not plan.options.actors
+    return shlex.join(words) + ("" if asked or plan.options.actors == own.actors != () else f" --actors {looked}")
 
 
 def facts_of(rows: list[Row], plan: Plan, seen: Seen) -> dict[str, object]:

@@ -26,10 +26,10 @@ from .core.framing import fit_size
 from .core.lora import save_tokens
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
-from .core.takes import read_take
+from .core.takes import FRAMES, read_facts, read_take, read_track
 from .core.team import ALONE, Team, on_devices
 from .core.train import fit
-from .core.video import read_masks
+from .core.video import read_images
 from .core.workspace import Artifact, Workspace
 from .options import InvertOptions, resolve
 from .prompts import motion_prompt, placeholder, slug, subject_prompt
@@ -67,7 +67,7 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
         actors = _actors(project, motion, plan.request.get("prompt"))
         folder = project.motion_folder(motion)
         clip_FHWC = read_take(folder, size).window()                      # **ours**: of several windows, the first
-        crops = crops_of(read_take(folder).frames, plan.inputs["masks"], actors, plan.options.token_frame, size)
+        crops = crops_of(folder, actors, plan.options.token_frame, size)
         tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
                               identity=plan.identity, report=report, team=team)
         if team.main:
@@ -114,21 +114,22 @@ def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertO
     return {name: rows.detach() for name, rows in tokens.items()}
 
 
-def crops_of(frames_FHWC: np.ndarray, masks_folder: Path, actors: tuple[str, ...], index: int,
-             size: tuple[int, int]) -> dict[str, Crop]:
-    """Each actor of one frame, cropped by its mask and brought to size (H, W). Raises BadInput where it cannot be."""
-    crops = {}
-    if index >= len(frames_FHWC):
-        raise BadInput(f"the clip has {len(frames_FHWC)} frames, and none is number {index}", "lower --token-frame")
+def crops_of(folder: Path, actors: tuple[str, ...], index: int, size: tuple[int, int]) -> dict[str, Crop]:
+    """Each actor in one frame of a motion's folder, cropped by its mask and brought to size (H, W). Raises BadInput
+    where it cannot be."""
+    crops, count = {}, len(read_facts(folder)["chosen"])
+    if index >= count:
+        raise BadInput(f"the clip has {count} frames, and none is number {index}", "lower --token-frame")
+    frame = read_images([folder / FRAMES / f"{index:04d}.png"])[0]
     for actor in actors:
-        folder = masks_folder / slug(actor)
-        if not folder.is_dir():
+        own = folder / "masks" / slug(actor)
+        if not own.is_dir():
             raise BadInput(f"the clip was segmented without '{actor}'", "Run: videomage segment --force")
-        masks = read_masks(folder, frames_FHWC.shape[1:3])
-        if index >= len(masks) or not masks[index].any():
-            shown = [str(n) for n in np.flatnonzero(masks.any((1, 2)))]
+        mask = read_track(own, [index], frame.shape[:2])[0]
+        if not mask.any():
+            shown = [str(n) for n in range(count) if read_track(own, [n], frame.shape[:2]).any()]
             raise BadInput(f"'{actor}' is not in frame {index}", f"choose --token-frame among {', '.join(shown)}")
-        crops[actor] = crop(frames_FHWC[index], masks[index], size)
+        crops[actor] = crop(frame, mask, size)
     return crops
 
 

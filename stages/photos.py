@@ -5,6 +5,7 @@ Rule: `cover` cuts a photo to the base's aspect around the subject, or around it
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .core.report import Report, silent
 from .core.video import read_images
 from .core.workspace import kept_names
 
+COPIES = "photos"       # folder beside masks/ with the photos that they were drawn on
 MARGIN = 0.1            # of a cut-out's longer side, left around the subject
 GREY = 127              # what a cut-out shows where the subject is not
 
@@ -60,16 +62,25 @@ class Photo:
 
 
 def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report = silent) -> list[Photo]:
-    """The photos and, from subjects/NAME/masks, their masks: what any of its folders marks. A photo that has none
-    there, or an empty one, counts as not segmented, and the report says so."""
+    """The photos and, from subjects/NAME/masks, their masks: what any of its folders marks. Which is whose, the content
+    of the photos says that they were drawn on, where `segment` left copies of those; else the names. A photo that has
+    no mask, or an empty one, counts as not segmented, and the report says so."""
     pictures = [read_images([path])[0] for path in paths]
     found: list[np.ndarray | None] = [None] * len(pictures)
-    for k, (name, picture) in enumerate(zip(kept_names(paths), pictures)):
+    names: list[str | None] = list(kept_names(paths))
+    if masks and (copies := masks.parent / COPIES).is_dir():
+        drawn_on = {_digest(path): path.stem for path in copies.iterdir()}
+        names = [drawn_on.get(_digest(path)) for path in paths]
+    for k, (name, picture) in enumerate(zip(names, pictures)):
         for path in sorted(masks.glob("*/")) if masks else ():
-            if (own := path / f"{name}.png").is_file():
+            if name is not None and (own := path / f"{name}.png").is_file():
                 mask = fit_size(read_mask(own)[None], picture.shape[:2])[0]
                 found[k] = mask if found[k] is None else found[k] | mask
         if masks and (found[k] is None or not found[k].any()):
             report(note=f"the photo {Path(paths[k]).name} has no mask: its middle is looked at")
             found[k] = None
     return [Photo(picture, mask) for picture, mask in zip(pictures, found)]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

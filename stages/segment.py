@@ -28,10 +28,12 @@ from .core.workspace import Artifact, Plan, Workspace, keep, kept_names
 from .findings import Seen, about_clip, cuts_of, facts_of, row_of, sheet_of
 from .hints import hints_of
 from .options import SegmentOptions
+from .photos import COPIES
 from .prompts import slug
-from .segmenters import Hint, Instance, Masks, Segmenter, Setup, Source
+from .segmenters import Hint, Instance, Masks, Segmenter, Setup, Source, models
 
-PICTURED = (f"{FRAMES}/", "images/")      # what masks are drawn on
+PICTURED = (f"{FRAMES}/", f"{COPIES}/")   # what masks are drawn on
+ASIDE = "masks-by-hand"                   # where edited masks go that no longer have a place
 MOST = 512               # frames of a clip that are learned from: what a person would look at, and memory holds
 USUAL = 0.5, 0.002       # what nobody asked for counts as found: in this share of the pictures, filling this of each
 
@@ -54,13 +56,14 @@ def segment(project: Workspace, name: str | None = None, options: SegmentOptions
     name = name or (project.settings.motion.name if project.settings.motion else "motion")
     if "/" not in name and (clip or images):
         name = f"motions/{name}" if clip else f"subjects/{name}"
+    name = STAGES["segment"].folder(project, name)
     given = {"clip": Path(clip)} if clip else {"images": tuple(map(Path, images))} if images else {}
     plan = project.plan(STAGES["segment"], name, options, seed=seed, given=given)
     if plan.state() and not force:
         return plan.artifact()
     with plan.making(report, force=force) as out:
+        finder = segmenters.load(plan.options.segmenter, setup_of(plan, device))
         seen = _clip(plan, out, report) if "clip" in plan.inputs else _photos(plan, out)
-        finder = segmenters.load(plan.options.segmenter, setup_of(plan.options, device, plan.inputs.get("masks")))
         found = look(finder, seen, plan)
         for phrase, (masks, _) in found.items():
             write_masks(out / "masks" / slug(phrase), masks, seen.names)
@@ -75,10 +78,12 @@ def segment(project: Workspace, name: str | None = None, options: SegmentOptions
     return plan.artifact()
 
 
-def setup_of(options: SegmentOptions, device: str, masks: Path | None = None) -> Setup:
-    """What the options say of a segmenter."""
+def setup_of(plan: Plan, device: str) -> Setup:
+    """What the options say of a segmenter. A model may be a folder of the project."""
+    options, project = plan.options, plan.project
     return Setup(device, options.threshold, options.box_threshold, options.text_threshold, options.instances,
-                 options.detector, options.tracker, options.through, masks=masks)
+                 models.placed(options.detector, project), models.placed(options.tracker, project), options.through,
+                 masks=plan.inputs.get("masks"))
 
 
 def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.ndarray], Masks]]:
@@ -93,8 +98,9 @@ def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.n
     if twice := [phrase for phrase in phrases if [slug(other) for other in phrases].count(slug(phrase)) > 1]:
         raise UsageError(f"'{twice[0]}' and '{twice[1]}' would be one folder of masks, {slug(twice[0])}",
                          "name one of them otherwise, in the letters a to z")
-    hints = hints_of(options.box, options.point, asked, frame=options.frame,
+    hints = hints_of(options.box, options.point, phrases, frame=options.frame,
                      sizes=[picture.shape[:2] for shot in seen.shots for picture in shot])
+    asked += [hint.phrase for hint in hints]
     parts: dict[str, list[Masks]] = {phrase: [] for phrase in phrases}
     for k, (shot, source) in enumerate(zip(seen.shots, seen.sources)):
         own = hints if len(seen.shots) == 1 else [Hint(h.phrase, 0, h.box, h.points) for h in hints
@@ -104,7 +110,7 @@ def look(finder: Segmenter, seen: Seen, plan: Plan) -> dict[str, tuple[list[np.n
     found = {phrase: _joined(shots) for phrase, shots in parts.items()}
     share, least = USUAL
     return {phrase: one for phrase, one in found.items()
-            if asked or np.mean([mask.mean() >= least for mask in one[0]]) >= share}
+            if phrase in asked or np.mean([mask.mean() >= least for mask in one[0]]) >= share}
 
 
 def _joined(shots: list[Masks]) -> tuple[list[np.ndarray], Masks]:
@@ -152,7 +158,7 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
 def _photos(plan: Plan, out: Path) -> Seen:
     """The photos as they are, upright, each of its own size; copied under the names that their masks get."""
     paths = plan.inputs["images"]
-    keep(paths, out / "images")
+    keep(paths, out / COPIES)
     names, shots = kept_names(paths), [read_images([path]) for path in paths]
     stems = tuple(path.stem for path in paths)
     sources = [Source(len(paths), (k,), shot.shape[1:3], names=stems) for k, shot in enumerate(shots)]
@@ -164,28 +170,43 @@ def _photos(plan: Plan, out: Path) -> Seen:
 # -- what comes of it -------------------------------------------------------------------------------------------------
 def _keep_edits(plan: Plan, out: Path, found: dict[str, tuple[list[np.ndarray], Masks]], seen: Seen, report: Report
                 ) -> None:
-    """Masks that a person changed since the last time take the places of the new ones, if the pictures are the same."""
+    """Masks that a person changed take the places of the new ones, as long as their picture is the same and their actor
+    is looked for. Others are not lost: they are copied aside."""
     old = plan.recorded() or {"files": {}}
-    edited = [name for name in plan.edited(old) if name.startswith(plan.stage.editable) and (out / name).is_file()]
-    if not edited:
-        return
-    if _hashes(plan, out) != {name: sha for name, sha in old["files"].items() if name.startswith(PICTURED)}:
-        report(note=f"{len(edited)} masks were edited by hand, but for other pictures: they are drawn anew")
-        return
-    folders = {slug(phrase): masks for phrase, (masks, _) in found.items()}
-    for name in edited:
+    pictures = {Path(name).stem: sha for name, sha in old["files"].items() if name.startswith(PICTURED)}
+    now = {path.stem: plan.project.sha256(path) for part in PICTURED for path in (out / part).glob("*")}
+    folders, kept, aside = {slug(phrase): masks for phrase, (masks, _) in found.items()}, [], []
+    for name in plan.edited(old):
+        if not name.startswith(plan.stage.editable):
+            continue
         _, folder, file = Path(name).parts
-        k = seen.names.index(Path(file).stem)
-        shutil.copyfile(plan.folder / name, out / name)
-        folders[folder][k] = fit_size(read_mask(out / name)[None], folders[folder][k].shape)[0]
-    shown = ", ".join(edited[:3]) + (" ..." if len(edited) > 3 else "")
-    report(note=f"{len(edited)} masks were edited by hand and are kept ({shown}); delete one to have it drawn anew")
+        stem = Path(file).stem
+        if (out / name).is_file() and pictures.get(stem) == now.get(stem):
+            masks, k = folders[folder], seen.names.index(stem)
+            masks[k] = fit_size(read_mask(plan.folder / name)[None], masks[k].shape)[0]
+            plan.kept[name] = plan.project.sha256(out / name)
+            shutil.copyfile(plan.folder / name, out / name)
+            kept.append(name)
+        else:
+            _aside(plan.folder / name, plan.folder / ASIDE / folder)
+            aside.append(name)
+    if kept:
+        report(note=f"{len(kept)} masks were edited by hand and are kept ({_few(kept)}); delete one to have it drawn "
+                    "anew")
+    if aside:
+        report(note=f"{len(aside)} masks were edited by hand for other pictures or actors: they are in "
+                    f"{plan.project.show(plan.folder / ASIDE)} now ({_few(aside)})")
 
 
-def _hashes(plan: Plan, out: Path) -> dict[str, str]:
-    """Of the pictures in the new folder."""
-    files = [path for part in PICTURED for path in sorted((out / part).glob("*"))]
-    return {path.relative_to(out).as_posix(): plan.project.sha256(path) for path in files}
+def _aside(path: Path, folder: Path) -> None:
+    """Copy a mask into a folder, under a name that nothing has there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (path.name, *(f"{path.stem}-{n}.png" for n in range(2, 10_000)))
+    shutil.copyfile(path, next(folder / name for name in names if not (folder / name).exists()))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def _all_found(plan: Plan, rows: list[Row], sheet: Sheet, *, asked: bool) -> None:

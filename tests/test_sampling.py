@@ -46,7 +46,7 @@ def test_a_part_of_the_clip():
     assert found.times[0] == 4.5 and found.end == 7.5 and found.chosen[:3] == (108, 111, 114)
     with pytest.raises(BadInput, match=r"shows its last frame at 9.96 s, and the part asked for begins at 11 s"):
         sample(times, len(times), fps=8, frames=24, start=11)
-    with pytest.raises(BadInput, match=r"the part asked for ends at 11\.\d+ s. Lower --start or --seconds|ends at 11"):
+    with pytest.raises(BadInput, match=r"the part asked for ends at 11.88 s. lower --start or --seconds"):
         sample(times, len(times), fps=8, frames=24, start=8, seconds=4)
 
 
@@ -66,7 +66,7 @@ def test_speed():
     assert twice.step == 1 / 4 and twice.end == 6 and twice.speed == 2
     short = sample(times, len(times), fps=8, frames=24, seconds=1.5)             # shown slower, to fill the window
     assert short.speed == 0.5 and short.end == 1.5 and len(short.chosen) == 24
-    with pytest.raises(BadInput, match="has 1 s of it, too little at --speed 1. Use --speed 0.33|use --speed 0.33"):
+    with pytest.raises(BadInput, match="has 1 s of it, too little at --speed 1. use --speed 0.33"):
         sample(times, len(times), fps=8, frames=24, seconds=1, speed=1)
 
 
@@ -86,7 +86,7 @@ def test_frames_that_stand_still_are_counted_and_one_picture_is_no_motion():
     found = sample(steady(4, 6), 24, fps=8, frames=16)
     assert found.repeated == 8
     for times in (np.zeros(1), np.array([0, 30.0])):
-        with pytest.raises(BadInput, match="one picture|last frame at 0.00 s"):
+        with pytest.raises(BadInput, match="one picture"):
             sample(times, len(times), fps=8, frames=8)
     assert sample(np.zeros(1), 1, fps=8, frames=1).chosen == (0,)
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from typer.testing import CliRunner
 from stages import STAGES
 from stages.backbones.bases import KNOWN
 from stages.core.errors import BadInput, UsageError
+from stages.core.mask_sheet import Row
 from stages.core.takes import read_take
 from stages.core.video import read_images, read_masks, write_images, write_masks, write_video
 from stages.core.workspace import Workspace
+from stages.findings import Seen, sheet_of
 from stages.options import SegmentOptions, resolve
 from stages.photos import read_photos
 from stages.segment import segment
@@ -155,8 +159,9 @@ def test_masks_edited_by_hand_are_respected_hashed_and_kept(tmp_path, base_folde
     assert again.made and (read_masks(again.path / "horse")[1] == (edited > 0)).all()
     assert any("1 masks were edited by hand and are kept (masks/horse/0001.png)" in line for line in told)
     assert again.manifest["facts"]["shares of the frames"]["horse"][1] == pytest.approx(1600 / 256**2, abs=1e-4)
-    for other in (tmp_path / "drawn/horse").iterdir():
-        assert other.is_file()
+    third = segment(Workspace(tmp_path), force=True, report=collect(told))            # and not only the first time
+    assert (read_masks(third.path / "horse")[1] == (edited > 0)).all() and len(told[-1]) and "kept" in " ".join(told)
+    assert Workspace(tmp_path).intended(STAGES["segment"], "motions/riding").state().kind == "fresh"
     path.unlink()
     assert Workspace(tmp_path).intended(STAGES["segment"], "motions/riding").state().kind == "stale"
     assert not (read_masks(segment(Workspace(tmp_path)).path / "horse")[1] == (edited > 0)).all(), "drawn anew"
@@ -166,9 +171,13 @@ def test_an_edit_makes_what_was_learned_from_it_stale(tmp_path, base_folder):
     project = make(tmp_path, base_folder)
     made = segment(project)
     plan = project.plan(STAGES["invert"], "riding")
-    before = plan.identity
+    with plan.making() as out:
+        for file in ("tokens.safetensors", "noise.safetensors", "invert-preview.png"):
+            (out / file).write_text("x")
+    assert project.intended(STAGES["invert"], "riding").state().kind == "fresh"
     write_masks(made.path / "horse", ~read_masks(made.path / "horse"))
-    assert project.plan(STAGES["invert"], "riding").identity != before
+    state = Workspace(tmp_path).intended(STAGES["invert"], "riding").state()
+    assert state.kind == "stale" and "input masks/horse/0001.png changed" in state.reasons
 
 
 def test_edits_for_other_frames_are_not_kept(tmp_path, base_folder):
@@ -178,7 +187,12 @@ def test_edits_for_other_frames_are_not_kept(tmp_path, base_folder):
     told: list[str] = []
     again = segment(project, options=replace(resolve("segment", project.settings), start=0.25), report=collect(told))
     assert read_masks(again.path / "horse")[1].any()
-    assert any("edited by hand, but for other pictures" in line for line in told)
+    assert any("for other pictures or actors: they are in motions/riding/masks-by-hand now" in line for line in told)
+    assert not read_masks(made.folder / "masks-by-hand" / "horse").any(), "set aside, not lost"
+    Image.fromarray(np.full((256, 256), 255, np.uint8)).save(again.path / "horse" / "0001.png")
+    other = segment(project, options=replace(resolve("segment", project.settings), start=0.25, actors=("tall person",)))
+    assert not (other.path / "horse").exists()
+    assert read_masks(made.folder / "masks-by-hand" / "horse").mean((1, 2)).tolist() in ([0, 1], [1, 0])
 
 
 def test_given_masks_of_either_number_and_aspect(tmp_path, base_folder):
@@ -190,6 +204,18 @@ def test_given_masks_of_either_number_and_aspect(tmp_path, base_folder):
         segment(make(tmp_path / "b", base_folder, drawn={n: m[:7] for n, m in halves(30).items()}))
     with pytest.raises(BadInput, match="is 100 x 256, and the pictures 256 x 256"):
         segment(make(tmp_path / "c", base_folder, drawn={n: m[:4, :, :100] for n, m in halves(30).items()}))
+
+
+def test_typed_masks_are_not_stale_when_they_are_not_typed_again(tmp_path, base_folder):
+    """--masks FOLDER once is no wish of the project; typed again, its content is compared."""
+    project = make(tmp_path, base_folder, masks=None)
+    typed_once = replace(resolve("segment", project.settings), masks=tmp_path / "drawn")
+    segment(project, options=typed_once)
+    fresh = Workspace(tmp_path)
+    assert fresh.intended(STAGES["segment"], "motions/riding").state().kind == "fresh"
+    fresh.plan(STAGES["invert"], "riding").require()
+    write_masks(tmp_path / "drawn/horse", ~halves(30)["horse"])
+    assert Workspace(tmp_path).plan(STAGES["segment"], "motions/riding", typed_once).state().kind == "stale"
 
 
 # -- what is told -----------------------------------------------------------------------------------------------------
@@ -210,7 +236,7 @@ def test_an_actor_that_is_nowhere_is_refused_and_the_sheet_is_left(tmp_path, bas
     with pytest.raises(BadInput, match="'horse' was found in none of 4 pictures; see .partial/.*overlay.png.*--actors"):
         segment(make(tmp_path, base_folder, drawn=drawn))
     assert not (tmp_path / "motions/riding/segment.json").exists()
-    with Image.open(tmp_path / ".partial/segment-riding/overlay.png") as sheet:
+    with Image.open(tmp_path / ".partial/segment-motions-riding/overlay.png") as sheet:
         assert sheet.width > 1000
 
 
@@ -234,6 +260,9 @@ def test_segment_in_a_fresh_folder_makes_the_project(tmp_path, monkeypatch):
     assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-object", "red-object"]
     assert 'motion.prompt: "a [red object] ... a [blue object]"' in err
     assert Workspace(".").settings.motion.clip == "my clip.mp4"
+    command = 'videomage segment motions/my-clip --actors "red object" "blue object" --force'.replace('"', "'")
+    assert command in sheet_text("my-clip")
+    assert {row["state"] for row in states() if row["stage"] == "segment"} == {"fresh"}
     _, err = typed("segment", "my-clip", "--actors", "red circle", "blue square")
     assert sorted(path.name for path in Path("motions/my-clip/masks").iterdir()) == ["blue-square", "red-circle"]
     assert "'red circle': in 8 of 8" in err
@@ -300,12 +329,96 @@ def test_the_command_on_a_filmed_clip_through_tiny_grounding_dino_and_sam2(libra
     assert told["box"] == ["horse@5=20,20,120,100", "person=10,10,60,60"] and len(told["point"]) == 2
 
 
+def states() -> list[dict]:
+    return json.loads(typed("status", "--json")[0])["artefacts"]
+
+
+def sheet_text(name: str) -> str:
+    """What stands below the sheet: the commands that mend."""
+    project = Workspace(".")
+    plan = project.intended(STAGES["segment"], f"motions/{name}")
+    rows = [Row(actor, [np.zeros((4, 4), bool)], [0.0]) for actor in
+            project.manifest(plan.manifest_path)["facts"]["shares of the frames"]]
+    seen = Seen([np.zeros((1, 4, 4, 3), np.uint8)], [], ["0000"], ["x"], [])
+    return "\n".join(remedy for _, remedy in sheet_of(plan, seen, rows).mend)
+
+
+def test_what_the_sheet_says_can_be_typed(tmp_path, base_folder, monkeypatch):
+    """With what was typed before, quoted, so that the same frames are taken and an edit is kept."""
+    make(tmp_path, base_folder, frames=48)
+    monkeypatch.chdir(tmp_path)
+    typed("segment", "--start", "0.5", "--device", "cpu")
+    command = "videomage segment motions/riding --start 0.5 --force"
+    assert command in sheet_text("riding") and "--box 'tall person@0=LEFT" in sheet_text("riding")
+    path = Path("motions/riding/masks/horse/0003.png")
+    Image.fromarray(np.full((256, 256), 255, np.uint8)).save(path)
+    _, err = typed(*shlex.split(command)[1:])
+    assert "are kept (masks/horse/0003.png)" in err and read_masks(path.parent)[3].all()
+
+
+def test_a_second_clip_is_a_motion_of_its_own_and_a_changed_one_is_seen(tmp_path, monkeypatch):
+    from stages.sprites.example import write_example
+
+    write_example(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").rename("a.mp4")
+    typed("segment", "a.mp4", "--actors", "red circle")
+    write_video("b.mp4", numbered(8, (256, 256)), fps=8)
+    write_masks("drawn/thing", np.ones((8, 256, 256), bool))
+    typed("segment", "b.mp4", "--segmenter", "given", "--masks", "drawn")
+    assert Path("motions/a/clip.mp4").read_bytes() == Path("a.mp4").read_bytes() and Path("motions/b/clip.mp4").exists()
+    assert {(row["name"], row["state"]) for row in states() if row["stage"] == "segment"} == {
+        ("motions/a", "fresh"), ("motions/b", "fresh")}
+    write_video("a.mp4", numbered(8, (256, 256)), fps=8)
+    (reasons,) = (row["reasons"] for row in states() if row["name"] == "motions/a" and row["stage"] == "segment")
+    assert reasons == ["input clip changed"]
+
+
+def test_photos_and_who_is_in_them(tmp_path, monkeypatch):
+    """A replaced photo, a class word that was typed, a folder's odd name, and who owns which copies."""
+    from stages.sprites.example import write_example
+
+    write_example(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("photos/toy").rename("photos toy")
+    typed("segment", "photos toy", "--actors", "object")
+    assert Workspace(".").settings.subjects["photos-toy"].class_word == "object"
+    assert {row["state"] for row in states() if row["stage"] == "segment"} == {"fresh"}
+    shutil.copyfile("photos/pet/0.png", "photos toy/1.png")
+    (row,) = (row for row in states() if row["stage"] == "segment")
+    assert row["state"] == "stale" and row["reasons"] == ["input images/1.png changed"]
+    found = read_photos(Workspace(".").photos("photos-toy"), Path("subjects/photos-toy/masks"))
+    assert [photo.mask is None for photo in found] == [False, True, False, False, False, False]
+    _, err = typed("segment", "photos/pet", "--start", "1", code=2)
+    assert "--start is for clips" in err
+    _, err = typed("segment", "photos/pet/0.png", "clip.mp4", code=2)
+    assert "clip.mp4 is a clip" in err
+    _, err = typed("segment", "--actors", "object", "clip.mp4", code=2)
+    assert "'clip.mp4' is a file, and stands among --actors" in err
+
+
+def test_equal_names_and_another_order_do_not_change_whose_mask_is_whose(tmp_path, base_folder):
+    for folder, shade in (("a", 60), ("b", 90)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((20, 30 + shade, 3), shade, np.uint8)).save(tmp_path / folder / "x.png")
+        write_masks(tmp_path / "drawn/toy", [np.full((20, 30 + shade), shade == 60)], [f"{folder}"])
+    project = Workspace.create(tmp_path, base=str(base_folder), subjects={"toy": {"class": "toy"}}, options={
+        "segment": {"segmenter": "given", "masks": "drawn"}})
+    paths = [tmp_path / "a/x.png", tmp_path / "b/x.png"]
+    made = segment(project, "toy", images=paths)
+    for order in (paths, paths[::-1]):
+        found = {photo.picture[0, 0, 0]: photo.mask for photo in read_photos(order, made.path)}
+        assert found[60].all() and found[90] is None
+
+
 def test_nothing_is_made_for_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, err = typed("segment", "absent.mp4", code=2)
     assert "there is no file absent.mp4" in err and not Path("project.yaml").exists()
     typed("segment", code=4)
     Path("a.mp4").write_bytes(b"")
+    _, err = typed("segment", "a.mp4", code=3)
+    assert "a.mp4" in err and not Path("project.yaml").exists()
     typed("segment", "a.mp4", "--dry-run", code=4)
     assert not Path("project.yaml").exists()
 

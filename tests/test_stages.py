@@ -275,8 +275,8 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
     cuts = []
     for name in ("toy", "dog"):
         picture = read_images(project.photos(name)[:1])[0]
-        held = Photo(picture, Middle().masks(picture[None], ["x"])["x"].masks[0]).holding((32, 32))
-        cuts.append(Cut.of_photo(held.picture, held.mask, 4))
+        held = Photo(picture).fitted((32, 32)).picture
+        cuts.append(Cut.of_photo(held, Middle().masks(held[None], ["x"])["x"].masks[0], 4))
     assert np.array_equal(clip, recast(read_take(motion, (32, 32)).window(), tracks, cuts).frames)
     assert noise.shape == (1, 4, 4, *backbone.latent_size)
     assert told[0]["note"] == "the clip is recast: <toy> for the person and <dog> for the horse"
@@ -313,7 +313,7 @@ def test_photos_are_segmented_and_kept(tmp_path, base_folder):
     options = replace(resolve("segment", project.settings), masks=tmp_path / "own")
     artefact = segment(project, "subjects/toy", options)
     kept = artefact.folder
-    assert len(list((kept / "images").iterdir())) == 2 and (read_masks(kept / "masks/teddy-bear") == masks).all()
+    assert len(list((kept / "photos").iterdir())) == 2 and (read_masks(kept / "masks/teddy-bear") == masks).all()
     assert artefact.manifest["facts"]["shares of the frames"] == {"teddy bear": [0.25, 0.25]}
 
 

@@ -14,7 +14,7 @@ from . import refuse_foreign_stages
 
 refuse_foreign_stages()                     # before anything of `stages` is imported
 
-from stages import STAGES  # noqa: E402
+from stages import CLIPS_ALONE, STAGES  # noqa: E402
 from stages.core.errors import MissingPrerequisite, UsageError, VideomageError  # noqa: E402
 from stages.core.report import ask_to_stop  # noqa: E402
 from stages.core.settings import did_you_mean  # noqa: E402
@@ -192,8 +192,13 @@ def segment(run: Run, sources: Annotated[list[str] | None, typer.Argument(
         ) -> list[Call]:
     """Find the actors of a clip, or the subject of photos: a mask track for each. In a folder without a project, makes
     one."""
+    if taken := [actor for actor in run.typed.get("actors") or () if Path(actor).is_file()]:
+        raise UsageError(f"'{taken[0]}' is a file, and stands among --actors", "type files before it")
     ensure_project(run, sources or [], name, base)
     name, given = segment_sources(run.project, sources or [], name)
+    photos = STAGES["segment"].folder(run.project, name).startswith("subjects/")
+    if photos and (alone := [key for key in run.typed if key in CLIPS_ALONE]):
+        raise UsageError(f"--{alone[0]} is for clips, and these are photos", "leave it out")
     keywords = {"images" if label == "images" else "clip": path for label, path in given.items()}
     return [Call(name, [run.plan(name, given=given)], keywords, show=partial(_look_at, run.project))]
 

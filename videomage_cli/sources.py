@@ -38,11 +38,16 @@ def ensure_project(run: Run, sources: list[str], name: str | None, base: str | N
     paths = [_there(source) for source in sources] if clip else list(photos_of(sources))
     own = check_name(name or _plain(paths[0].stem if clip else paths[0].absolute().parent.name),
                      "the motion" if clip else "the subject")
+    _readable(paths)                                            # a project that names what cannot be used is no help
     listed = [Path(os.path.relpath(path.absolute(), run.folder.absolute())).as_posix() for path in paths]
-    subjects = {} if clip else {own: {"class": " ".join(run.typed.get("actors") or [own]), "images": listed}}
+    actors = run.typed.get("actors") or [own]
+    class_word = actors[0] if len(actors) == 1 else own
+    subjects = {} if clip else {own: {"class": class_word, "images": listed}}
     Workspace.create(run.folder, base=base, subjects=subjects,
                      motion={"name": own, "clip": listed[0]} if clip else None)
     console.say(f"a new project on {base} ({terms(base)}): {run.folder / FILE}")
+    if not clip and not run.typed.get("actors"):
+        console.say(f"a '{class_word}' is looked for in the photos; another word: --actors, and class in {FILE}")
     if base == "sprites" and "segmenter" not in run.typed:
         console.say("its segmenter knows the rendered world of sprites only; for filmed material: videomage fetch "
                     "grounded-sam2, and --segmenter grounded-sam2")
@@ -71,7 +76,12 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
         return name or f"motions/{project.motion().name}", {}
     if _is_clip(sources):
         clip = _there(sources[0])
-        return f"motions/{name or (wanted.name if wanted else _plain(clip.stem))}", {"clip": clip}
+        mine = wanted and (not wanted.clip or project.locate(wanted.clip).resolve() == clip.resolve())
+        own = name or (wanted.name if mine else _plain(clip.stem))
+        return f"motions/{check_name(own, 'the motion')}", {"clip": clip}
+    family, _, own = sources[0].partition("/")
+    if len(sources) == 1 and own in {"motions": project.motions(), "subjects": project.subjects()}.get(family, ()):
+        return sources[0], {}                                    # as `status` calls it
     if len(sources) == 1 and not Path(sources[0]).suffix and not Path(sources[0]).exists():
         motions, subjects = project.motions(), project.subjects()
         if sources[0] not in (*motions, *subjects):
@@ -79,13 +89,28 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
                              did_you_mean(sources[0], [*motions, *subjects]))
         return f"{'motions' if sources[0] in motions else 'subjects'}/{sources[0]}", {}
     photos = photos_of(sources)
-    return f"subjects/{name or _owner(project, photos)}", {"images": photos}
+    return f"subjects/{check_name(name or _owner(project, photos), 'the subject')}", {"images": photos}
+
+
+def _readable(paths: list[Path]) -> None:
+    """Raise BadInput for a clip or a photo whose content cannot be read."""
+    from stages.core.pictures import count_pictures
+    from stages.core.takes import times_of
+
+    for path in paths:
+        if path.suffix.lower() in IMAGES:
+            count_pictures(path)
+        else:
+            times_of(path)
 
 
 def photos_of(sources: list[str]) -> tuple[Path, ...]:
     """Files and folders of photos, as typed -> files. Raises UsageError for one that is not there."""
     found: list[Path] = []
     for source in map(_there, sources):
+        if source.is_file() and source.suffix.lower() not in IMAGES:
+            kind = "a clip, and clips are segmented one at a time" if source.suffix.lower() in CLIPS else "no photo"
+            raise UsageError(f"{source} is {kind}", f"photos end in {', '.join(sorted(PICTURES))}")
         inside = source.iterdir() if source.is_dir() else [source]
         found += sorted((path for path in inside if path.suffix.lower() in IMAGES), key=natural)
     if not found:
@@ -103,4 +128,4 @@ def _owner(project: Workspace, photos: tuple[Path, ...]) -> str:
     """The subject whose photos these are, else the name of their folder."""
     here = {path.resolve() for path in photos}
     owners = [name for name in project.subjects() if here <= {path.resolve() for path in project.photos(name)}]
-    return owners[0] if owners else photos[0].absolute().parent.name
+    return owners[0] if owners else _plain(photos[0].absolute().parent.name)

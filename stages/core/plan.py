@@ -50,6 +50,7 @@ class Plan:
     given: Mapping[str, Path | tuple[Path, ...]]
     facts: dict = field(default_factory=dict)
     made: bool = False
+    kept: dict[str, str] = field(default_factory=dict)     # {file that a person changed and that stays: what we made}
 
     def __post_init__(self) -> None:
         self.folder: Path = self.project.root / self.stage.folder(self.project, self.name)
@@ -64,8 +65,9 @@ class Plan:
     # -- identity -----------------------------------------------------------------------------------------------
     def settings(self) -> dict[str, object]:
         """The options that shape the result and the request, as JSON values."""
+        ignored = self.stage.ignores(self.stage.folder(self.project, self.name), self.options)
         shaping = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)
-                   if f.metadata.get("identity", True)}
+                   if f.metadata.get("identity", True) and f.name not in ignored}
         return plain({**shaping, **self.request})
 
     def hashes(self) -> dict[str, str]:
@@ -73,8 +75,10 @@ class Plan:
         found = {}
         for label, source in self.sources.items():
             for path in source.files():
-                single = isinstance(source.path, Path) and source.path.is_file()
-                key = label if single else f"{label}/{path.name}"
+                whole = isinstance(source.path, Path)
+                key = label if whole and source.path.is_file() else f"{label}/{path.name}"
+                if whole and source.path.is_dir():
+                    key = f"{label}/{path.relative_to(source.path).as_posix()}"
                 while key in found:                                   # equal names from different folders
                     key += "'"
                 found[key] = self.project.sha256(path)
@@ -108,15 +112,14 @@ class Plan:
         if old is None:
             absent = [source.what for source in self.sources.values() if not source.files()]
             return State("missing", tuple(f"needs {what}" for what in absent))
-        skip = set(old.get("given", ()))
+        skip = set(old.get("given", ())) - self.by_hand()       # compared only when it is named by hand again
         reasons = [*_damage(self, old), *_changes(old["settings"], self.settings(), "")]
         if old["seed"] != self.seed:
             reasons.append(f"seed {old['seed']} -> {self.seed}")
         if self.stage.uses_base and self.base is not None and old["base"] != plain(self.base):
             reasons.append(f"base {_named(old['base'])} -> {_named(self.base)}")
-        now, then = self.hashes(), old["inputs"]
-        if not self.given:                 # an input named by hand last time is compared only when it is named again
-            now, then = ({k: v for k, v in side.items() if k.split("/")[0] not in skip} for side in (now, then))
+        now, then = ({k: v for k, v in side.items() if k.split("/")[0] not in skip}
+                     for side in (self.hashes(), old["inputs"]))
         reasons += [f"input {key} {verb}" for key, verb in _differences(then, now)]
         if deep:
             reasons += [f"follows {stage.name} '{name}', which is {state.kind}"
@@ -192,7 +195,7 @@ class Plan:
         assert names, f"{self.stage.name} left no file"
         manifest = {**self._record(), "inputs": dict(inputs), "seconds": round(seconds, 1),
                     "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": plain(self.facts),
-                    "files": {name: self.project.sha256(out / name) for name in names}}
+                    "files": {name: self.kept.get(name) or self.project.sha256(out / name) for name in names}}
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         old = self.recorded() or {"files": {}}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +217,7 @@ class Plan:
                    for key, value in vars(self.options).items()}
         return {"stage": self.stage.name, "name": self.name, "identity": self.identity, "options": plain(options),
                 "request": plain(self.request), "settings": self.settings(), "overrides": sorted(self.overrides()),
-                "given": sorted(self.given), "base": plain(self.base) if self.stage.uses_base else None,
+                "given": sorted(self.by_hand()), "base": plain(self.base) if self.stage.uses_base else None,
                 "seed": self.seed, "versions": {name: _version(name) for name in VERSIONS}}
 
     def overrides(self) -> dict[str, object]:
@@ -222,6 +225,12 @@ class Plan:
         wanted = dataclasses.replace(self, options=self.stage.intent(self.project.settings), given={},
                                      request=self.stage.request(self.project, self.name)).settings()
         return {key: value for key, value in self.settings().items() if key not in wanted or wanted[key] != value}
+
+    def by_hand(self) -> set[str]:
+        """The labels of the inputs that are not those which the project itself names."""
+        own = self.stage.inputs(self.project, self.name, self.stage.intent(self.project.settings), self.request)
+        return {label for label, item in self.sources.items()
+                if not item.stage and (label not in own or _real(own[label]) != _real(item))}
 
     def artifact(self) -> Artifact:
         """The artefact as its manifest describes it. Raises MissingPrerequisite where there is none."""
@@ -232,6 +241,10 @@ class Plan:
         main = self.folder / self.stage.files[0].format(name=self.name)
         return Artifact(self.stage.name, self.name, self.folder, main,
                         tuple(self.folder / name for name in manifest["files"]), manifest, self.made)
+
+
+def _real(source: Input) -> list[Path]:
+    return [path.resolve() for path in (source.path if isinstance(source.path, tuple) else (source.path,))]
 
 
 def _version(name: str) -> str | None:

@@ -58,6 +58,9 @@ def sample(times: np.ndarray | None, count: int, *, fps: float, frames: int, sta
     A clip that is too short for F frames, or `seconds` that is, is played slower, down to SLOWEST unless `speed` says
     so. Raises BadInput where a part lies outside the clip, does not go together with `speed`, or shows one frame only.
     """
+    if count < min(frames, 2):
+        raise BadInput(f"{what} holds {('no frame', 'one picture')[count]}, so there is no motion",
+                       "give a clip of several")
     times = np.arange(count) / fps if times is None else np.asarray(times, float)
     last, slack = float(times[-1]), float(np.median(np.diff(times))) / 2 if count > 1 else 0.0
     if start > last:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import numpy as np
 
 from .errors import BadInput
 from .framing import Box, fit_size, frame_box
-from .pictures import count_pictures
+from .pictures import count_pictures, read_mask
 from .sampling import Sampling, sample
 from .video import clip_times, list_images, read_clip, read_images, write_images
 
 FRAMES, FACTS = "frames", "frames.json"
+AGAIN = "Run: videomage segment --force"
 TALLEST = 720          # pixels: the short side above which frames are reduced; no base here sees more
 AT_ONCE = 16           # frames of the clip's own size that are in memory together
 
@@ -87,9 +89,29 @@ def write_take(folder: Path, frames_FHWC: np.ndarray, sampling: Sampling) -> Non
 def read_take(folder: Path, size: tuple[int, int] | None = None) -> Take:
     """What write_take left in a motion's folder, at `size` (H, W) where that is said. Raises BadInput where frames are
     missing."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    facts = read_facts(folder)
     frames = read_images(folder / FRAMES, size)
     if len(frames) != len(facts["chosen"]):
-        raise BadInput(f"{folder / FRAMES} holds {len(frames)} of {len(facts['chosen'])} frames",
-                       "Run: videomage segment --force")
+        raise BadInput(f"{folder / FRAMES} holds {len(frames)} of {len(facts['chosen'])} frames", AGAIN)
     return Take(frames, tuple(facts["windows"]), int(facts["length"]))
+
+
+def read_facts(folder: Path) -> dict[str, object]:
+    """What is written beside the frames in a motion's folder (Sampling.facts). Raises BadInput where it is damaged."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts.keys() >= {"chosen", "windows", "length"}:
+            return facts
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        pass
+    raise BadInput(f"{folder / FACTS} is damaged", AGAIN)
+
+
+def read_track(folder: Path, frames: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """The masks of one actor in these frames, by their numbers -> bool (F, H, W) at `size`. Raises BadInput for one
+    that is not there."""
+    paths = [folder / f"{frame:04d}.png" for frame in frames]
+    for frame, path in zip(frames, paths):
+        if not path.is_file():
+            raise BadInput(f"{folder} has no mask for frame {frame}", AGAIN)
+    return np.concatenate([fit_size(read_mask(path)[None], size) for path in paths])

@@ -149,9 +149,10 @@ class Workspace:
             matches = [path] if path.is_file() else path.glob("*") if path.is_dir() else self.root.glob(item) \
                 if not Path(item).is_absolute() else path.parent.glob(path.name)
             found += sorted((p for p in matches if p.suffix.lower() in IMAGES), key=natural)
-        copies = self.root / "subjects" / subject / "images"
-        if not found and copies.is_dir():              # a project that was mailed without its sources
-            found = sorted((p for p in copies.iterdir() if p.suffix.lower() in IMAGES), key=natural)
+        for copies in ("images", "photos"):            # of learn-subject, of segment: a project mailed without sources
+            folder = self.root / "subjects" / subject / copies
+            if not found and folder.is_dir():
+                found = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGES), key=natural)
         return tuple(dict.fromkeys(found))
 
     # -- artefacts ----------------------------------------------------------------------------------------------

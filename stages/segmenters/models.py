@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, MissingPrerequisite
+
+if TYPE_CHECKING:
+    from ..core.workspace import Workspace
 
 NAME = "grounded-sam2"              # what `videomage fetch` calls the two together
 
@@ -56,6 +60,12 @@ def find(name: str) -> Path | None:
         raise BadInput(f"'{name}' is neither a folder with a config.json nor the name of a repository",
                        "mind the spelling") from None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def placed(name: str, project: Workspace) -> str:
+    """The name of a model as a project has it: a folder of the project, where there is such a one."""
+    folder = project.locate(name)
+    return str(folder) if (folder / "config.json").is_file() else name
 
 
 def locate(name: str, what: str) -> Path:
