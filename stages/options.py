@@ -56,7 +56,7 @@ class SegmentOptions(Options):
 
     segmenter: str = option("grounded-sam2", FINDERS, "what draws the masks; given: PNGs of your own", "§3.3")
     actors: tuple[str, ...] = option((), "", "what to look for, phrases of any length; default: the bracketed words of "
-                                     "the prompt, else whatever moves", "§3.3")
+                                     "the prompt, else what commonly moves", "§3.3")
     box: tuple[str, ...] = option((), "", "where an actor is, in --frame: horse=LEFT,TOP,RIGHT,BOTTOM (frame 7: "
                                   "horse@7=...), in pixels of the overlay sheet's rulers", "ours", whole=True)
     point: tuple[str, ...] = option((), "", "a point in an actor, horse=X,Y, or outside it, horse!=X,Y", "ours",
