@@ -15,7 +15,7 @@ from .prompts import slug
 from .segmenters import Masks, Source, models
 
 TALL, WIDE = 36, 64          # pixels: the size at which pictures are compared
-CUT, CUT_TIMES = 0.35, 3.0
+GRID, CUT = 4, 0.55          # chosen on 41 stretches of three filmed clips: all of their 37 cuts, and nothing else
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ def about_clip(sampling: Sampling, count: int, last: float, fps: float, shape: t
 
 
 def cuts_of(frames_FHWC: np.ndarray) -> list[int]:
-    """The frames before which the picture changes all at once (**ours**, a hint and no verdict): the colour histograms
-    of two neighbours share less than 1 - CUT, and differ CUT_TIMES as much as most neighbours do."""
-    bins = [np.bincount((small // 32).reshape(-1, 3) @ (64, 8, 1), minlength=512) / (WIDE * TALL)
-            for small in fit_size(frames_FHWC, (TALL, WIDE))]
-    apart = np.array([np.abs(a - b).sum() / 2 for a, b in zip(bins, bins[1:])])
-    return [int(k) + 1 for k in np.flatnonzero((apart > CUT) & (apart > CUT_TIMES * np.median(apart)))]
+    """The frames before which the picture changes all at once (**ours**, a hint and no verdict): in the mean over GRID
+    x GRID parts of the picture, the colour histograms of two neighbours differ by more than CUT of 1."""
+    small = fit_size(frames_FHWC, (TALL, WIDE)) // 32
+    codes = small.astype(int) @ (64, 8, 1)                                                        # (F, TALL, WIDE)
+    cells = codes.reshape(len(codes), GRID, TALL // GRID, GRID, WIDE // GRID).swapaxes(2, 3)
+    bins = np.array([[np.bincount(cell, minlength=512) for cell in frame.reshape(GRID**2, -1)] for frame in cells])
+    apart = np.abs(np.diff(bins, axis=0)).sum(2).mean(1) / (2 * cells[0, 0, 0].size)
+    return [int(k) + 1 for k in np.flatnonzero(apart > CUT)]
 
 
 def row_of(phrase: str, masks: list[np.ndarray], judged: Masks) -> Row:

@@ -30,7 +30,7 @@ from stages.core.video import clip_times, read_clip, read_images, read_masks, wr
 from stages.core.workspace import Workspace
 from stages.learn_subject import learn_subject
 from stages.options import resolve
-from stages.photos import GREY, read_photos
+from stages.photos import COPIES, read_photos
 from stages.segment import segment
 
 RATES = {"bikes": (250, Fraction(25)), "bigbuckbunny": (132, Fraction(25)),
@@ -174,7 +174,7 @@ def first_after(cut: int, start: float) -> int:
     return next(k for k in range(99) if min(range(250), key=lambda n: (abs(n / 25 - start - k / 8), n)) >= cut)
 
 
-@pytest.mark.parametrize(("start", "count", "cut"), [(0.3, 12, 30), (2.5, 20, 76), (4.9, 12, 137)])
+@pytest.mark.parametrize(("start", "count", "cut"), [(0.3, 12, 30), (2.5, 20, 76), (4.9, 12, 137), (6.0, 20, 187)])
 def test_a_cut_in_the_part_that_is_taken_is_said(start, count, cut, tmp_path, base_folder):
     told: list[str] = []
     made = segment(make(tmp_path, base_folder, film("bikes"), count, WIDE, start=start, seconds=count / 8),
@@ -610,7 +610,7 @@ def test_photographs_of_several_sizes_and_their_masks(cat):
     project, made, looks = cat
     assert [path.name for path in project.photos("cat")] == list(looks)                      # IMG_2 before IMG_10
     for name in looks:
-        assert (made.folder / "images" / name).read_bytes() == (project.root / "photos" / name).read_bytes()
+        assert (made.folder / COPIES / name).read_bytes() == (project.root / "photos" / name).read_bytes()
     assert sorted(path.name for path in (made.path / "cat").iterdir()) == sorted(f"{Path(n).stem}.png" for n in looks)
     photos = read_photos(project.photos("cat"), made.path)
     for one, (look, mask) in zip(photos, looks.values()):
@@ -683,7 +683,7 @@ def test_a_subject_that_is_cut_out_stands_on_grey():
     side = max(np.ptp(rows), np.ptp(columns)) + 1
     assert alone.shape == (side + 2 * round(0.1 * side),) * 2 + (3,)
     down, across = ((len(alone) - np.ptp(at) - 1) // 2 - at.min() for at in (rows, columns))
-    on_grey = np.full_like(alone, GREY)
+    on_grey = np.full_like(alone, 127)
     on_grey[rows + down, columns + across] = picture[rows, columns]
     assert np.array_equal(alone, on_grey)
 

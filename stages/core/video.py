@@ -172,7 +172,7 @@ def write_images(folder: Path | str, pictures_NHWC: Sequence[np.ndarray], names:
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder) / f"{name}.png" for name in names or (f"{n:04d}" for n in range(len(pictures_NHWC)))]
     for path, picture in zip(paths, pictures_NHWC):
-        Image.fromarray(picture).save(path)
+        Image.fromarray(picture).save(path, compress_level=3)              # a third of the time for 5 % more bytes
     return paths
 
 
