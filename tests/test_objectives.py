@@ -104,6 +104,22 @@ def test_learn_motion_minimises_l_mot(base, w):
         assert rows[step]["loss"] == pytest.approx(want, rel=1e-10)
 
 
+def test_of_several_windows_each_row_is_one_drawn_at_random(backbone64):
+    """Against a slow loop that draws the windows first, then the noise; one window draws none."""
+    base, windows = backbone64, latents(3, 4, 4, 8, 8)
+    c_m, c_ap = (base.embed([text]) for text in ("a person is riding a horse", "A static video of a horse"))
+    options = LearnMotionOptions(steps=1, w=0.0, **{**FEW, "batch": 4})
+    for latent in (windows, windows[:1]):
+        rows, _ = losses_of(lambda report, latent=latent: learn_motion_tensors(
+            base, latent, c_m, c_ap, options, seed=SEED, report=report))
+        generator = generator_at(SEED, 0)
+        which = torch.randint(3, (4,), generator=generator) if len(latent) == 3 else torch.zeros(4, dtype=int)
+        assert len(set(which.tolist())) > 1 or len(latent) == 1
+        x, t, target = at_noise(base, latent[which], generator)
+        each = [mean_square(predict(base.denoiser, x[n:n + 1], t[n:n + 1], c_m), target[n:n + 1]) for n in range(4)]
+        assert rows[0]["loss"] == pytest.approx(sum(each) / 4, rel=1e-10)
+
+
 def fusion_of(base, count, together=2):
     """Teachers with random LoRAs and a composition of the first two, or three."""
     targets = base.targets("subject")

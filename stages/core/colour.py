@@ -4,7 +4,7 @@ HDR, that is the PQ curve (SMPTE ST 2084) or HLG (ARIB STD-B67; both in ITU-R BT
 
     light     PQ: its EOTF, in cd/m2. HLG: the inverse OETF, then the OOTF of a screen of 1000 cd/m2, gamma 1.2
     white     203 cd/m2 (ITU-R BT.2408) is 1
-    gamut     linear light from the file's primaries to BT.709's; what is negative then is 0
+    gamut     linear light from the file's primaries (not said: BT.2020's) to BT.709's; what is negative then is 0
     shoulder  up to 3/4 unchanged; above, the largest of R, G, B becomes 3/4 + s / (1 + 4 s), s being what exceeds 3/4:
               slope 1 at the start, 1 never reached; the other two are scaled with it, which keeps the hue
     code      the sRGB curve (IEC 61966-2-1), rounded to 8 bits
@@ -24,6 +24,7 @@ PRIMARIES = {                                              # H.273's number: (x,
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),          # Display P3
 }
 D65 = (0.3127, 0.3290)
+UNSAID = (0, 2)                                            # H.273's numbers for primaries that are not said
 
 
 def is_hdr(transfer: int) -> bool:
@@ -40,8 +41,9 @@ def to_srgb(code_HW3: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     if not is_hdr(transfer):
         light = np.clip(decode_srgb(code) @ to_709(primaries).T, 0, 1)
     else:
+        primaries = 9 if primaries in UNSAID else primaries
         light = (pq_light(code) if transfer == PQ else hlg_light(code)) / WHITE
-        light = shoulder(np.maximum(light @ to_709(primaries if is_wide(primaries) else 9).T, 0))
+        light = shoulder(np.maximum(light @ to_709(primaries).T, 0))
     return np.rint(encode_srgb(light) * 255).astype(np.uint8)
 
 

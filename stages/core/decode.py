@@ -7,7 +7,6 @@ damaged frames over in silence, so the bitstream is gone over first, which is ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import groupby
 
 import av
@@ -16,8 +15,9 @@ from av.filter import Graph
 from PIL import Image
 
 from .colour import is_hdr, is_wide, over_white, to_srgb
-from .containers import LARGEST, REMEDY, Film, damaged, decoded, opened
+from .containers import LARGEST, REMEDY, Film, damaged, opened
 from .errors import BadInput
+from .packets import LEAP, STAMPS, decoded, demuxed
 
 PLAIN = {"h264", "hevc", "vp8", "vp9", "mpeg4"}            # codecs that decord reads as PyAV does
 NEAR = 48                                                  # frames to decode on for, rather than to seek
@@ -41,7 +41,7 @@ def frames_of(film: Film, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndar
 def is_plain(film: Film) -> bool:
     """Whether decord gives of this file just what PyAV does."""
     colours = film.colours
-    if film.size[0] % 2 or film.size[1] % 2:               # it makes other colours of the last row and column
+    if film.size[0] % 2 or film.size[1] % 2 or not film.whole:     # other colours of an odd last row; another stream
         return False
     if colours.matrix != 5 and not (colours.tagged and colours.matrix == 1):       # untagged is BT.601 to decord
         return False
@@ -50,17 +50,22 @@ def is_plain(film: Film) -> bool:
             and not film.interlaced and film.turn[1:3] == (0, 0) and min(film.turn[0], film.turn[3]) > 0)
 
 
-def sound_frames(film: Film) -> int:
-    """How many frames can be decoded without an error, all looking alike in format; nothing is reconstructed."""
-    sound, looks = 0, set()
+def survey(film: Film) -> tuple[int, int | None]:
+    """How many frames can be decoded without an error, all looking alike in format; and the number of the first that is
+    to be shown before the one that it comes after. Nothing is reconstructed."""
+    sound, count, back, before, looks = 0, 0, None, None, set()
+    leap = LEAP if film.format in STAMPS else float("inf")
     with opened(film.path) as container:
         stream = container.streams[film.stream]
         stream.codec_context.options = QUICK
-        for packet in _packets(container, stream):
+        for packet in demuxed(container, stream):
             for frame in decoded(stream.codec_context, packet):
                 looks.add((frame.width, frame.height, frame.format.name, frame.interlaced_frame, frame.colorspace))
                 sound += not frame.is_corrupt and len(looks) == 1
-    return sound
+                if back is None and None not in (before, frame.pts) and not 0 <= frame.pts - before < leap:
+                    back = count
+                before, count = frame.pts if frame.pts is not None else before, count + 1
+    return sound, back
 
 
 def _decord(film: Film):
@@ -70,7 +75,7 @@ def _decord(film: Film):
     except ImportError:
         return None
     decord.logging.set_level(decord.logging.FATAL)
-    if sound_frames(film) < len(film.times):
+    if survey(film)[0] < len(film.times):
         return None                                        # PyAV says what is wrong
     try:
         reader = decord.VideoReader(str(film.path.absolute()), num_threads=1)
@@ -78,7 +83,7 @@ def _decord(film: Film):
             return None
         times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
         return reader if np.abs(times - times[0] - film.times).max() < 1e-3 else None
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, UnicodeError):          # it takes no name that is not UTF-8
         return None
 
 
@@ -122,22 +127,23 @@ def _stretch(film: Film, wanted: list[int], seek: int | None) -> Iterator[tuple[
     around = set(wanted)
     if film.interlaced:
         around |= {number + step for number in wanted for step in (-1, 1)}
-    frames = _numbered(film, seek, max(around))
+    frames = _numbered(film, seek, around)
     chosen = ((number, frame) for number, frame in frames if number in around)
     asked = set(wanted)
     yield from (pair for pair in (_deinterlaced(chosen) if film.interlaced else chosen) if pair[0] in asked)
 
 
-def _numbered(film: Film, seek: int | None, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their numbers, sound ones only, until the last is there. Where packets bear no exact times frames are
-    counted, which an error puts an end to."""
+def _numbered(film: Film, seek: int | None, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their numbers, sound ones only, until all that are wanted are there, or should have been long ago.
+    Where packets bear no exact times frames are counted, which an error puts an end to."""
+    left, last = {number for number in wanted if number < len(film.times)}, max(wanted) + NEAR
     numbers = {tick: n for n, tick in enumerate(film.ticks.tolist())} if film.ticks is not None else None
     with opened(film.path) as container:
         stream, count = container.streams[film.stream], 0
         context = _decoder(film, stream)
         if seek is not None:
             container.seek(seek, stream=stream)
-        for packet in _packets(container, stream):
+        for packet in demuxed(container, stream):
             try:
                 found = context.decode(packet)
             except av.error.FFmpegError:
@@ -151,14 +157,9 @@ def _numbered(film: Film, seek: int | None, last: int) -> Iterator[tuple[int, av
                     yield number, frame
                 elif numbers is None:
                     return
-                if number is not None and number >= last:
+                left.discard(number)
+                if not left or (number is not None and number >= last):
                     return
-
-
-def _packets(container, stream) -> Iterator:
-    with suppress(av.error.FFmpegError):                   # it breaks off; what is missing will be missed
-        yield from (packet for packet in container.demux(stream) if packet.size)
-    yield None
 
 
 def _decoder(film: Film, stream):
@@ -212,11 +213,15 @@ def _coloured(film: Film, frame: av.VideoFrame) -> np.ndarray:
     colours = film.colours
     if colours.matrix:
         frame.colorspace, frame.color_range = colours.matrix, 2 if colours.full else 1
+    if is_hdr(colours.transfer) or is_wide(colours.primaries):
+        codes = frame.to_ndarray(format="rgba64le" if colours.alpha else "rgb48le", interpolation=EXACT)
+        white = 0xFF00 if colours.matrix or colours.bits == 8 else 0xFFFF                    # of YUV, libav's is 255 << 8
+        picture = to_srgb(codes[..., :3] / np.float32(white), colours.transfer, colours.primaries)
+        if colours.alpha:
+            picture = over_white(np.dstack([picture, codes[..., 3] >> 8]))
+        return picture
     if colours.alpha:
         return over_white(frame.to_ndarray(format="rgba", interpolation=EXACT))
-    if is_hdr(colours.transfer) or is_wide(colours.primaries):
-        codes = frame.to_ndarray(format="rgb48le", interpolation=EXACT)
-        return to_srgb(codes / np.float32(0xFF00), colours.transfer, colours.primaries)      # libav's white is 255 << 8
     if colours.pixels.startswith("gray") and int(frame.color_range) == 1:                    # which libav passes over
         grey = (frame.to_ndarray(format="rgb24", interpolation=EXACT).astype(np.float32) - 16) * (255 / 219)
         return np.rint(grey.clip(0, 255)).astype(np.uint8)

@@ -1,22 +1,26 @@
 """Pretrained vision networks from local folders, and the pixels they expect: what segmenters and metrics share.
 
 A network is read in transformers' format, safetensors only, float32, frozen. One whose weights are not all in the file
-is refused: a layer left at random would still give numbers. The picture's preparation is read from the file beside the
-weights and done here with Pillow: transformers' own processors want torchvision for some models.
+is refused: a layer left at random would still give numbers; so is one whose files name what lies elsewhere, which
+transformers would fetch. The picture's preparation is read from the file beside the weights and done here with Pillow:
+transformers' own processors want torchvision for some models.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PretrainedConfig
+from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .errors import BadInput
@@ -24,6 +28,12 @@ from .errors import BadInput
 CHUNK = 16                                                          # pictures through a network at a time
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))          # mean, deviation
+LARGEST = 1 << 14                                                   # side of a picture that a network is said to see
+ANEW = "Fetch the model anew, or name another"
+# what transformers and safetensors raise over files that are damaged or of another version
+DAMAGE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+          ImportError, SafetensorError, StrictDataclassError)
+ELSEWHERE = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "quantization_config")
 
 
 @dataclass(frozen=True)
@@ -40,21 +50,30 @@ class Preparation:
     longest: int | None = None
 
     @classmethod
-    def of(cls, folder: Path, image_size: int, *, whole: bool = False,
+    def of(cls, folder: Path, image_size: int, *, whole: bool = False, remedy: str = ANEW,
            colours: tuple[tuple[float, ...], tuple[float, ...]] = (CLIP_MEAN, CLIP_STD)) -> Preparation:
         """As preprocessor_config.json in the folder says. What it leaves open: bicubic, colours (mean and deviation),
         and CLIP's rule of a short side of image_size and its middle (a longest side without a crop means the whole
-        frame); whole: the whole frame at image_size squared."""
-        said = _said(folder)
-        size = _size(said.get("size"), (image_size, image_size) if whole else image_size)
-        longest = said["size"].get("longest_edge") if isinstance(said.get("size"), Mapping) else None
-        cropped = said.get("do_center_crop", isinstance(size, int) and longest is None)
-        crop = _size(said.get("crop_size"), (image_size, image_size)) if cropped else None
-        plain = said.get("do_normalize") is False
-        return cls(size, (crop, crop) if isinstance(crop, int) else crop,
-                   (0.0,) * 3 if plain else tuple(said.get("image_mean", colours[0])),
-                   (1.0,) * 3 if plain else tuple(said.get("image_std", colours[1])),
-                   int(said.get("resample", cls.resample)), longest)
+        frame); whole: the whole frame at image_size squared. Raises BadInput for what no picture can be prepared by;
+        remedy: what to do then."""
+        path, said = _said(folder, remedy)
+
+        def told(key: str, otherwise: object) -> object:
+            return otherwise if said.get(key) is None else said[key]
+
+        try:
+            size = _size(said.get("size"), (image_size, image_size) if whole else image_size)
+            longest = said["size"].get("longest_edge") if isinstance(said.get("size"), Mapping) else None
+            cropped = said.get("do_center_crop", isinstance(size, int) and longest is None)
+            crop = _size(said.get("crop_size"), (image_size, image_size)) if cropped else None
+            plain = said.get("do_normalize") is False
+            return cls(size, (crop, crop) if isinstance(crop, int) else crop,
+                       (0.0,) * 3 if plain else _colours(told("image_mean", colours[0]), -math.inf),
+                       (1.0,) * 3 if plain else _colours(told("image_std", colours[1]), 0.0),
+                       int(Image.Resampling(told("resample", cls.resample))),
+                       None if longest is None else _side(longest))
+        except ValueError as error:
+            raise BadInput(f"no picture can be prepared as {path} says: {error}", remedy) from error
 
     def __call__(self, frames_FHWC: np.ndarray) -> Tensor:
         """uint8 (F, H, W, 3) -> float32 (F, 3, h, w)."""
@@ -93,20 +112,54 @@ class Preparation:
         return path
 
 
-def _said(folder: Path) -> Mapping:
-    """What the folder says of the preparation: a file of an image processor, or that of a whole processor."""
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        if (folder / name).is_file():
-            told = json.loads((folder / name).read_text(encoding="utf-8"))
-            return told if key is None else told.get(key, {})
-    return {}
+def read_json(path: Path, what: str, remedy: str) -> dict[str, object]:
+    """The object in a JSON file. what, remedy: how errors call the whole and what to do. Raises BadInput for a file
+    that is damaged or holds something else."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{what} cannot be loaded: {path} is damaged ({error})", remedy) from error
+    if not isinstance(said, dict):
+        raise BadInput(f"{what} cannot be loaded: {path} holds no JSON object", remedy)
+    return said
+
+
+def _said(folder: Path, remedy: str) -> tuple[Path, Mapping]:
+    """What the folder says of the preparation, and where: a file of an image processor, or of a whole processor."""
+    what = f"the preparation of pictures in {folder}"
+    if (path := folder / "preprocessor_config.json").is_file():
+        return path, read_json(path, what, remedy)
+    if not (path := folder / "processor_config.json").is_file():
+        return path.with_name("config.json"), {}
+    said = read_json(path, what, remedy).get("image_processor", {})
+    if not isinstance(said, Mapping):
+        raise BadInput(f"{what} cannot be loaded: image_processor in {path} holds no JSON object", remedy)
+    return path, said
 
 
 def _size(said: object, otherwise: tuple[int, int] | int) -> tuple[int, int] | int:
-    """A size as the files of several years write it: {"height", "width"}, {"shortest_edge"}, or a number squared."""
-    if isinstance(said, Mapping):
-        return said["shortest_edge"] if "shortest_edge" in said else (said["height"], said["width"])
-    return otherwise if said is None else (int(said), int(said))
+    """A size as the files of several years write it: {"height", "width"}, {"shortest_edge"}, or a number squared.
+    Raises ValueError for what is none."""
+    if said is None:
+        return (_side(otherwise[0]), _side(otherwise[1])) if isinstance(otherwise, tuple) else _side(otherwise)
+    if not isinstance(said, Mapping):
+        return _side(said), _side(said)
+    return _side(said["shortest_edge"]) if "shortest_edge" in said else (_side(said.get("height")),
+                                                                       _side(said.get("width")))
+
+
+def _side(said: object) -> int:
+    if type(said) is not int or not 0 < said <= LARGEST:
+        raise ValueError(f"a side of {said!r} pixels is none of 1 to {LARGEST}")
+    return said
+
+
+def _colours(said: object, above: float) -> tuple[float, ...]:
+    """A number for each of red, green and blue. Raises ValueError for others, and where one is not above `above`."""
+    if not isinstance(said, (list, tuple)) or len(said) != 3 or not all(
+            type(one) in (int, float) and math.isfinite(one) and one > above for one in said):
+        raise ValueError(f"{said!r} is not {'a deviation above 0' if above == 0 else 'a mean'} of three colours")
+    return tuple(said)
 
 
 def checked_frames(frames: np.ndarray) -> np.ndarray:
@@ -127,24 +180,43 @@ def in_chunks(function: Callable[[Tensor], Tensor], prepare: Preparation, frames
                           for lo in range(0, len(frames), CHUNK)])
 
 
-def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: str,
-               device: str = "cpu", twins: Mapping[str, str] | None = None) -> nn.Module:
+class _Loading:
+    """A scope in which what transformers raises over the files of a folder becomes BadInput."""
+
+    def __init__(self, what: str, folder: Path, remedy: str) -> None:
+        self.what, self.folder, self.remedy = what, folder, remedy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is Exception or (kind and issubclass(kind, DAMAGE)):        # `tokenizers` raises Exception itself
+            raise BadInput(f"{self.what} in {self.folder} cannot be loaded ({kind.__name__}: "
+                           f"{' '.join(str(error).split())})", self.remedy) from error
+
+
+def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: str, device: str = "cpu",
+               twins: Mapping[str, str] | None = None, attention: str | Mapping[str, str] = "sdpa") -> nn.Module:
     """The network in a folder, frozen, float32. kinds: {model_type of its config.json: its from_pretrained}. what,
-    remedy: how errors call it and what to do. twins: {tensor that files may leave out: the one it equals}. Raises
-    BadInput where it is missing, of another kind, damaged, or lacks weights."""
+    remedy: how errors call it and what to do. twins: {tensor that files may leave out: the one it equals}. attention:
+    as transformers names its implementations, whatever the folder says: it may name code of the hub. Raises BadInput
+    where it is missing, of another kind, damaged, lacks weights, or names weights that are elsewhere."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{what} is not in {folder}: there is no config.json", remedy)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in kinds:
+    said = read_json(folder / "config.json", f"{what} in {folder}", remedy)
+    kind = said.get("model_type")
+    if not isinstance(kind, str) or kind not in kinds:
         raise BadInput(f"{what} in {folder} is of the kind '{kind}', and has to be {' or '.join(kinds)}", remedy)
+    if names := sorted(set(_elsewhere(said, folder, what, remedy))):
+        raise BadInput(f"{what} in {folder} is not whole: its files name what is elsewhere or packed otherwise "
+                       f"({', '.join(names)})", remedy)
     drawn, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()                       # what it would warn of is refused below
     try:
-        model, told = kinds[kind](folder, use_safetensors=True, local_files_only=True, dtype=torch.float32,
-                                      output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"{what} in {folder} cannot be loaded ({error})", remedy) from error
+        with _Loading(what, folder, remedy):
+            model, told = kinds[kind](folder, use_safetensors=True, local_files_only=True, dtype=torch.float32,
+                                      output_loading_info=True, attn_implementation=attention)
     finally:
         logging.set_verbosity(level)
         if drawn:
@@ -160,14 +232,43 @@ def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: s
     return model.to(device).eval().requires_grad_(False)
 
 
+def _elsewhere(said: Mapping, folder: Path, what: str, remedy: str) -> Iterator[str]:
+    """What the files beside a config name that is not safetensors in this folder."""
+    if (folder / "adapter_config.json").is_file():
+        yield "adapter_config.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        shards = read_json(index, f"{what} in {folder}", remedy).get("weight_map")
+        if not isinstance(shards, Mapping) or not all(
+                isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+                for name in shards.values()):
+            yield index.name
+    level = [said]
+    while level:                                        # the config, and those inside it
+        one = level.pop()
+        yield from (key for key in ELSEWHERE if one.get(key))
+        if str(one.get("model_type")).startswith("timm"):
+            yield str(one["model_type"])
+        level += [value for value in one.values() if isinstance(value, Mapping)]
+
+
+def read_tokenizer(kind: type[PreTrainedTokenizerBase], files: Mapping[str, tuple[str, ...]], folder: Path, what: str,
+                   remedy: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a network. files: {one that tells it whole: others it needs beside}. Raises BadInput where
+    it is missing or damaged."""
+    # without, transformers makes an empty one
+    if not any(all((folder / name).is_file() for name in (first, *more)) for first, more in files.items()):
+        raise BadInput(f"{what} has no tokenizer in {folder}: there is no tokenizer.json", remedy)
+    with _Loading(f"the tokenizer of {what}", folder, remedy):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
 class Words:
     """The tokenizer beside a network of the CLIP family. encoder: the config of its text encoder."""
 
     def __init__(self, folder: Path, encoder: PretrainedConfig, what: str, remedy: str) -> None:
-        whole = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})      # without, transformers makes an empty tokenizer
-        if not any(all((folder / name).is_file() for name in names) for names in whole):
-            raise BadInput(f"{what} has no tokenizer in {folder}: there is no tokenizer.json", remedy)
-        self._tokenizer, self._what = CLIPTokenizer.from_pretrained(folder), what
+        files = {"tokenizer.json": (), "vocab.json": ("merges.txt",)}
+        self._tokenizer, self._what = read_tokenizer(CLIPTokenizer, files, folder, what, remedy), what
         self._reads = encoder.max_position_embeddings
         if len(self._tokenizer) > encoder.vocab_size:
             raise BadInput(f"the tokenizer in {folder} knows {len(self._tokenizer)} tokens, and {what} "

@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import UsageError
 from ..core.vision import checked_frames
 from . import Hint, Masks, Setup, Source
-from .grounding_dino import GroundingDino
+from .grounding_dino import GroundingDino, plain
 from .tracks import draw
 
 LOOKS = 32              # frames of a clip that Grounding DINO looks at; evenly spaced ones of a longer clip
@@ -43,6 +43,10 @@ class GroundedSam2:
         frames, phrases = checked_frames(frames), list(dict.fromkeys(phrases))
         if not phrases or not all(phrase.strip() for phrase in phrases):
             raise UsageError("there is nothing to look for", "name it: --actors person horse")
+        asked = {plain(phrase): phrase for phrase in reversed(phrases)}
+        if twice := next((phrase for phrase in phrases if asked[plain(phrase)] != phrase), None):
+            raise UsageError(f"'{asked[plain(twice)]}' and '{twice}' are one phrase to Grounding DINO, which tells no "
+                             "capitals from small letters", "name it once, or by words that tell the two apart")
         hints = [_checked(hint, phrases, len(frames)) for hint in hints]
         pointed = {hint.phrase for hint in hints}
         if len({(hint.phrase, hint.frame) for hint in hints}) < len(hints):

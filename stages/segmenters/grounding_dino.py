@@ -19,18 +19,21 @@ from torch import Tensor
 from transformers import BertTokenizer, GroundingDinoForObjectDetection
 
 from ..core.errors import BadInput, UsageError
-from ..core.vision import IMAGENET, Preparation, checked_frames, read_model
+from ..core.vision import IMAGENET, Preparation, checked_frames, read_model, read_tokenizer
 from .binding import Detection, suppress
 from .models import locate
 
 WHAT = "Grounding DINO"
 REMEDY = "Fetch it anew: videomage fetch IDEA-Research/grounding-dino-tiny; or name another: --detector"
 SHORT_SIDE = 800                                        # of the pictures it was trained on
+# what transformers chooses for each part; named, so that the config cannot choose code of the hub
+ATTENTION = {"": "eager", "backbone_config": "sdpa", "text_config": "sdpa"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """token_ids: of one run, with the special ones. words: {phrase: places of each of its words}."""
+    """token_ids: of one run, with the special ones. words: {phrase: places of each of its words}; neither punctuation
+    nor what the tokenizer does not know is a word."""
 
     token_ids: list[int]
     words: dict[str, list[list[int]]]
@@ -43,14 +46,16 @@ class GroundingDino:
     def __init__(self, name: str, device: str) -> None:
         folder = locate(name, WHAT)
         self.network = read_model({"grounding-dino": GroundingDinoForObjectDetection.from_pretrained}, folder, WHAT,
-                                  REMEDY, device)
-        self.prepare, self.device = Preparation.of(folder, SHORT_SIDE, colours=IMAGENET), device
+                                  REMEDY, device, attention=ATTENTION)
+        self.prepare, self.device = Preparation.of(folder, SHORT_SIDE, colours=IMAGENET, remedy=REMEDY), device
         if self.prepare.crop:
             raise BadInput(f"{WHAT} in {folder} is not said to look at whole pictures (preprocessor_config.json)",
                            REMEDY)
-        if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
-            raise BadInput(f"{WHAT} has no tokenizer in {folder}: there is no tokenizer.json", REMEDY)
-        self.tokenizer = BertTokenizer.from_pretrained(folder)
+        if self.network.config.max_text_len < 4:                        # the two ends, one token and its stop
+            raise BadInput(f"{WHAT} in {folder} reads no phrase: its max_text_len is "
+                           f"{self.network.config.max_text_len}", REMEDY)
+        files = {"tokenizer.json": (), "vocab.txt": ()}
+        self.tokenizer = read_tokenizer(BertTokenizer, files, folder, WHAT, REMEDY)
         ends = [self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.convert_tokens_to_ids(".")]
         parts = self.network.model.special_tokens.tolist()              # what the network takes for ends of phrases
         if not set(ends) <= set(parts) or len(self.tokenizer) > self.network.config.text_config.vocab_size:
@@ -81,10 +86,11 @@ class GroundingDino:
         limit = self.network.config.max_text_len
         out = []
         for phrase in dict.fromkeys(phrases):
-            # a stop or a question mark would end the phrase in its middle
-            read = self.tokenizer(re.sub(r"[.?\s]+", " ", phrase).strip().lower(), add_special_tokens=False)
+            read = self.tokenizer(plain(phrase), add_special_tokens=False)
             token_ids, of_word = read["input_ids"], read.word_ids()
-            if set(token_ids) <= {self.tokenizer.unk_token_id}:
+            counted = [k for k, token in enumerate(self.tokenizer.convert_ids_to_tokens(token_ids))
+                       if token_ids[k] != self.tokenizer.unk_token_id and any(map(str.isalnum, token))]
+            if not counted:
                 raise UsageError(f"{WHAT} knows no word of '{phrase}'", "describe what to look for in English words")
             if len(token_ids) + 3 > limit:
                 raise UsageError(f"'{phrase}' is {len(token_ids)} tokens long, and {WHAT} reads {limit - 3}",
@@ -94,7 +100,7 @@ class GroundingDino:
             text = out[-1]
             first = len(text.token_ids) - 1                                     # the last is the end of the text
             text.token_ids[first:first] = [*token_ids, self.stop]
-            places = {word: [first + k for k, other in enumerate(of_word) if other == word] for word in of_word}
+            places = {of_word[k]: [first + other for other in counted if of_word[other] == of_word[k]] for k in counted}
             text.words[phrase] = list(places.values())
         return out
 
@@ -107,6 +113,12 @@ class GroundingDino:
         corners = np.concatenate([boxes_Q4[:, :2] - boxes_Q4[:, 2:] / 2, boxes_Q4[:, :2] + boxes_Q4[:, 2:] / 2], 1)
         chances_QL = out.logits[0, :, :len(text.token_ids)].float().sigmoid().cpu().numpy()
         return chances_QL, np.clip(corners, 0, 1) * np.array(size[::-1] * 2)
+
+
+def plain(phrase: str) -> str:
+    """A phrase as it is asked for: small letters, and neither stop nor question mark, which would end it in its middle.
+    """
+    return re.sub(r"[.?\s]+", " ", phrase).strip().lower()
 
 
 def _answers(frame: int, chances_QL: np.ndarray, boxes_Q4: np.ndarray, words: Sequence[Sequence[int]],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceCache, Sam2VideoInferenceSession
 
+from ..core.errors import BadInput
 from ..core.vision import IMAGENET, Preparation, checked_frames, read_model
 from . import Hint
 from .models import locate
@@ -69,8 +70,10 @@ def read(name: str, device: str) -> tuple[nn.Module, Preparation, Path]:
     MissingPrerequisite where it is not on this machine, BadInput where it cannot be used."""
     folder = locate(name, WHAT)
     network = read_model({"sam2_video": Sam2VideoModel.from_pretrained}, folder, WHAT, REMEDY, device, TWINS)
-    prepare = Preparation.of(folder, network.config.image_size, whole=True, colours=IMAGENET)
-    side = network.config.image_size
+    side, prompted = network.config.image_size, network.config.prompt_encoder_config.image_size
+    if side != prompted or side < 1:
+        raise BadInput(f"{WHAT} in {folder} has pictures of {side} pixels and prompts on {prompted}", REMEDY)
+    prepare = Preparation.of(folder, side, whole=True, colours=IMAGENET, remedy=REMEDY)
     return network, Preparation((side, side), None, prepare.mean, prepare.std, prepare.resample), folder
 
 
