@@ -24,6 +24,7 @@ from .kinds import ANIMATIONS, PICTURES
 from .packets import INDEXED, demuxed, family, keys_of, listed, promised, ticks_of, times_of
 
 REMEDY = "Make a plain copy of it first: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"
+LOST = "Give a video file; if this should be one, copy it again"
 AGAIN = "Copy it again; to keep what can be decoded: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"
 LARGEST = 2 ** 27                                          # pixels of a frame: as many as 16K video has
 HD = 720                                                   # lines: untagged video from there is BT.709, else BT.601
@@ -81,12 +82,15 @@ def look(path: Path | str) -> Film:
 @lru_cache(maxsize=8)
 def _look(path: Path, version: tuple[int, ...]) -> Film:
     """version: what changes when the file does; only to tell it from what is remembered."""
+    from .decode import survey
+
     with opened(path) as container:
         stream, only = _moving(path, container)
         said = _tags(stream.codec_context)                 # the container's; decoding writes the stream's own over them
         found = listed(container, stream)
         if not found.packets or found.frame is None:
-            raise BadInput(f"{path} is damaged: decoded 0 of {max(stream.frames, len(found.packets), 1)} frames", AGAIN)
+            count = max(promised(path, container, stream, found), len(found.packets), 1)
+            raise BadInput(f"{path} is damaged: decoded 0 of {count} frames", AGAIN)
         frame, ticks, kind = found.frame, ticks_of(found), family(container)
         times = times_of(ticks, len(found.packets), stream)
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -97,20 +101,11 @@ def _look(path: Path, version: tuple[int, ...]) -> Film:
                     (frame.height, frame.width), tuple(turn), Fraction(stream.sample_aspect_ratio or 1),
                     bool(frame.interlaced_frame), only and not found.hidden, _colours(path, stream, frame, said))
         count = promised(path, container, stream, found, times)
-    if found.back:
-        _forwards(film)
+    if found.back and (back := survey(film)[1]) is not None:
+        raise _jumped(film, back)
     if len(times) < count:
         raise damaged(film, count)
     return film
-
-
-def _forwards(film: Film) -> None:
-    """Raises BadInput where the clock jumps back: when its frames are to be shown could be told in several ways."""
-    from .decode import survey
-
-    back = survey(film)[1]
-    if back is not None:
-        raise BadInput(f"{film.path}: its clock jumps back at frame {back}, as where files were joined", REMEDY)
 
 
 @contextmanager
@@ -129,7 +124,7 @@ def opened(path: Path) -> Iterator[av.container.InputContainer]:
         what = "neither a picture nor a video" if path.suffix.lower() in PICTURES | ANIMATIONS else "no video"
         foreign = damage.errno == errno.EINVAL
         why = "its format is unknown or not taken" if foreign else "its header makes no sense"
-        raise BadInput(f"{path} is {what} that can be read ({why})", REMEDY if foreign else "Copy it again") from damage
+        raise BadInput(f"{path} is {what} that can be read ({why})", REMEDY if foreign else LOST) from damage
 
 
 def head_of(path: Path) -> bytes:
@@ -176,8 +171,17 @@ def damaged(film: Film, count: int | None = None) -> BadInput:
     """The error that says how many frames can be decoded, of how many (default: as many as there are packets)."""
     from .decode import survey
 
-    there = min(survey(film)[0], len(film.times))
+    sound, back = survey(film)
+    if count is None and back is not None and sound >= len(film.times):
+        return _jumped(film, back)
+    there = min(sound, len(film.times))
     return BadInput(f"{film.path} is damaged: decoded {there} of {count or len(film.times)} frames", AGAIN)
+
+
+def _jumped(film: Film, number: int) -> BadInput:
+    """When its frames are to be shown could be told in several ways."""
+    return BadInput(f"{film.path} cannot be timed: its clock jumps back at frame {number}, as where files are joined",
+                    REMEDY)
 
 
 def _moving(path: Path, container) -> tuple[av.video.stream.VideoStream, bool]:
@@ -191,7 +195,7 @@ def _moving(path: Path, container) -> tuple[av.video.stream.VideoStream, bool]:
         raise BadInput(f"{path} is coded in a way that cannot be decoded here", REMEDY)
     if len(usable) > 1:
         with opened(path) as again:
-            counts = Counter(packet.stream_index for packet in demuxed(again) if packet)
+            counts = Counter(packet.stream_index for packet in demuxed(again) if packet is not None)
         usable.sort(key=lambda s: (counts[s.index] > 1, bool(s.disposition & av.stream.Disposition.default),
                                    counts[s.index], -s.index), reverse=True)
     context = usable[0].codec_context

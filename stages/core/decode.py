@@ -136,7 +136,7 @@ def _stretch(film: Film, wanted: list[int], seek: int | None) -> Iterator[tuple[
 def _numbered(film: Film, seek: int | None, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames with their numbers, sound ones only, until all that are wanted are there, or should have been long ago.
     Where packets bear no exact times frames are counted, which an error puts an end to."""
-    left, last = {number for number in wanted if number < len(film.times)}, max(wanted) + NEAR
+    left, last = {number for number in wanted if 0 <= number < len(film.times)}, max(wanted) + NEAR
     numbers = {tick: n for n, tick in enumerate(film.ticks.tolist())} if film.ticks is not None else None
     with opened(film.path) as container:
         stream, count = container.streams[film.stream], 0
@@ -215,7 +215,7 @@ def _coloured(film: Film, frame: av.VideoFrame) -> np.ndarray:
         frame.colorspace, frame.color_range = colours.matrix, 2 if colours.full else 1
     if is_hdr(colours.transfer) or is_wide(colours.primaries):
         codes = frame.to_ndarray(format="rgba64le" if colours.alpha else "rgb48le", interpolation=EXACT)
-        white = 0xFF00 if colours.matrix or colours.bits == 8 else 0xFFFF                    # of YUV, libav's is 255 << 8
+        white = 0xFF00 if colours.matrix or colours.bits == 8 else 0xFFFF      # libav's is 255 << 8, but of deep RGB
         picture = to_srgb(codes[..., :3] / np.float32(white), colours.transfer, colours.primaries)
         if colours.alpha:
             picture = over_white(np.dstack([picture, codes[..., 3] >> 8]))

@@ -1,7 +1,8 @@
 """Pictures as they are meant to be seen: photos, animated pictures, masks; by Pillow, told by content, not by name.
 
-Every reader opens through `opened`, so damage, a bomb or a foreign file is a BadInput that names the file. Pillow's
-limit on pixels stands (twice Image.MAX_IMAGE_PIXELS, 179 million); its warning from half of that on is for servers.
+Every reader opens through `opened`, so damage, a bomb or a foreign file is a BadInput that names the file. A picture
+may have as many pixels as a video's frame (containers.LARGEST, 134 million) and no more than Pillow takes (twice
+Image.MAX_IMAGE_PIXELS, 179 million); Pillow's warning from half of that on is for servers.
 """
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from .colour import over_white
-from .containers import head_of, to_png
+from . import colour
+from .containers import LARGEST, head_of, heic, is_heic, to_png
 from .errors import BadInput
 from .kinds import UNREADABLE
 
@@ -30,12 +31,13 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}                     # EXIF's Orientation: what makes it upright
 AGAIN = "Save it again as PNG or JPEG"
+STRIP = "videomage frames"                                 # a PNG's text: how many frames lie side by side in it
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """The picture, open; whatever Pillow meets in it becomes BadInput, and what it merely warns of is no matter."""
-    head_of(path)
+    head = head_of(path)
     if path.suffix.lower() in UNREADABLE:
         raise BadInput(f"{path} is of a kind that is not read here ({path.suffix.lower()[1:]})",
                        f"Save it as PNG or JPEG first: {to_png(path)}")
@@ -43,17 +45,27 @@ def opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_known()) as picture:
+                _bounded(path, picture)
                 if picture.format == "PNG":
                     picture.verify()                       # the checksums; it is used up by that
             with Image.open(path, formats=_known()) as picture:
                 yield picture
     except Image.DecompressionBombError as bomb:
-        raise BadInput(f"{path} is too large a picture: more than {2 * Image.MAX_IMAGE_PIXELS} pixels",
-                       "Make it smaller first") from bomb
+        raise _too_large(path) from bomb
     except UnidentifiedImageError as foreign:
-        raise BadInput(f"{path} is no picture that can be read", AGAIN) from foreign
+        raise (heic(path) if is_heic(head) else BadInput(f"{path} is no picture that can be read", AGAIN)) from foreign
     except DAMAGE as damage:
         raise BadInput(f"{path} is a damaged picture ({damage})", AGAIN) from damage
+
+
+def _bounded(path: Path, picture: Image.Image) -> None:
+    if picture.width * picture.height > LARGEST:
+        raise _too_large(path)
+
+
+def _too_large(path: Path) -> BadInput:
+    return BadInput(f"{path} is too large a picture: more than {min(LARGEST, 2 * Image.MAX_IMAGE_PIXELS)} pixels",
+                    "Make it smaller first")
 
 
 def is_picture(path: Path) -> bool:
@@ -74,7 +86,7 @@ def read_photo(path: Path) -> np.ndarray:
         if count > 1 and picture.format in MOVING | {"TIFF"}:       # MPO: phones put a depth map behind the photo
             what = "an animation" if picture.format in MOVING else "a file"
             raise BadInput(f"{path} is {what} of {count} pictures, where a photo is wanted", "Save the one meant alone")
-        return to_srgb(picture)
+        return to_srgb(picture, _primaries(path, picture))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -84,18 +96,20 @@ def read_mask(path: Path) -> np.ndarray:
     return grey[..., 0] * grey[..., 1] > 127 * 255
 
 
-def read_animation(path: Path, numbers: Sequence[int] | None = None) -> dict[int, np.ndarray]:
-    """{number: uint8 (H, W, 3)} of an animated picture's frames, of a strip's (see video.write_frames), or of a single
-    picture as the only one. numbers: which (default: all)."""
+def read_animation(path: Path, numbers: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W, 3)) of an animated picture's frames, of a strip's (see video.write_frames), or of a single
+    picture as the only one; each once, ascending, one held at a time. numbers: which (default: all)."""
     with opened(path) as picture:
         begin, end = _span(path, picture)
-        if strip := _strip(picture):
-            return dict(enumerate(np.split(to_srgb(picture), strip, 1)))
-        out = {}
-        for number in range(end - begin) if numbers is None else sorted(set(numbers)):
-            picture.seek(begin + number)
-            out[number] = to_srgb(picture)
-        return out
+        primaries, strip = _primaries(path, picture), _strip(picture)
+        wanted = range(strip or end - begin) if numbers is None else sorted(set(numbers))
+        if strip:
+            frames = np.split(to_srgb(picture, primaries), strip, 1)
+        for number in wanted:
+            if not strip:
+                picture.seek(begin + number)
+                _bounded(path, picture)                    # pages may differ in size
+            yield number, frames[number] if strip else to_srgb(picture, primaries)
 
 
 def count_pictures(path: Path) -> int:
@@ -123,16 +137,54 @@ def animation_times(path: Path) -> np.ndarray | None:
 def _span(path: Path, picture: Image.Image) -> tuple[int, int]:
     """The first and one past the last of the pictures that are shown. Raises BadInput where the file breaks off."""
     count = getattr(picture, "n_frames", 1) if picture.format in MOVING | {"TIFF"} else 1      # MPO: see read_photo
-    if picture.format == "GIF" and not path.read_bytes().rstrip(b"\0\r\n").endswith(b";"):
+    if picture.format == "GIF" and _broken_off(path.read_bytes()):
         raise BadInput(f"{path} is damaged: it breaks off after {count} frames", "Copy it again")
     hidden = bool(picture.info.get("default_image")) and count > 1   # an APNG's still, not in its animation
     return int(hidden), count
 
 
+def _broken_off(gif: bytes) -> bool:
+    """Whether a GIF ends within a block. Not every writer puts a trailer at the end; some put more after it."""
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 128 else 0
+
+    try:
+        place = 13 + table(gif[10])
+        while place < len(gif) and gif[place] in b"!,":    # an extension, a picture; all else ends it
+            place += 2 if gif[place] == 33 else 11 + table(gif[place + 9])
+            while gif[place]:                              # its data, in parts after their lengths
+                place += 1 + gif[place]
+            place += 1
+    except IndexError:
+        return True
+    return False
+
+
 def _strip(picture: Image.Image) -> int:
-    """Frames side by side in a PNG, as it says itself; 0: it is none."""
-    noted = str(picture.info.get("frames", "")) if picture.format == "PNG" else ""
-    return int(noted) if noted.isdecimal() and int(noted) > 0 and picture.width % int(noted) == 0 else 0
+    """Frames side by side in a PNG, as we note it; 0: it is none."""
+    noted = str(picture.info.get(STRIP, "")) if picture.format == "PNG" else ""
+    count = int(noted) if noted.isdecimal() and len(noted) < 7 else 0
+    return count if 0 < count <= picture.width and picture.width % count == 0 else 0
+
+
+def _primaries(path: Path, picture: Image.Image) -> int:
+    """H.273's number of the primaries that a PNG's cICP or an AVIF's nclx states; 2: not stated. Raises BadInput where
+    the same says that it is HDR: of that Pillow gives the codes alone, and of a PNG's 16 bits but eight."""
+    primaries, transfer = 2, 2
+    with path.open("rb") as file:
+        if picture.format == "PNG":
+            file.seek(8)
+            while len(chunk := file.read(8)) == 8 and chunk[4:] not in (b"IDAT", b"IEND"):
+                if chunk[4:] == b"cICP":
+                    primaries, transfer = file.read(2)
+                    break
+                file.seek(int.from_bytes(chunk[:4], "big") + 4, io.SEEK_CUR)
+        elif picture.format == "AVIF" and (found := file.read(1 << 16).partition(b"colrnclx")[2]):
+            primaries, transfer = struct.unpack(">HH", found[:4])
+    if colour.is_hdr(transfer):
+        raise BadInput(f"{path} is a picture of high dynamic range ({'PQ' if transfer == colour.PQ else 'HLG'}), which "
+                       "is not read here", "Export it as SDR, in sRGB or Display P3")
+    return primaries
 
 
 def _known() -> list[str]:
@@ -141,17 +193,22 @@ def _known() -> list[str]:
 
 
 # -- one picture ----------------------------------------------------------------------------------------------------
-def to_srgb(picture: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3): upright, from its colour profile to sRGB, on white paper where it is transparent."""
+def to_srgb(picture: Image.Image, primaries: int = 2) -> np.ndarray:
+    """uint8 (H, W, 3): upright, from its colour profile to sRGB, on white paper where it is transparent. primaries:
+    H.273's number, for a picture without a profile."""
     profile = picture.info.get("icc_profile")
     picture = _eight_bits(_upright(picture))
+    if not profile and colour.is_wide(primaries):
+        rgba = np.asarray(picture.convert("RGBA"))
+        paint = colour.to_srgb(rgba[..., :3] / np.float32(255), 13, primaries)
+        return colour.over_white(np.dstack([paint, rgba[..., 3]]))
     if picture.mode in ("LA", "PA", "La", "RGBa") or picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if profile:
             paint = _managed(picture.convert("RGB"), profile)
             paint.putalpha(picture.getchannel("A"))
             picture = paint
-        return over_white(np.asarray(picture))
+        return colour.over_white(np.asarray(picture))
     if picture.mode == "P":
         picture = picture.convert("RGB")
     return np.array(_managed(picture, profile).convert("RGB"))
@@ -159,6 +216,7 @@ def to_srgb(picture: Image.Image) -> np.ndarray:
 
 def _upright(picture: Image.Image) -> Image.Image:
     """By its EXIF orientation; EXIF that is broken counts for nothing."""
+    picture.load()                                         # which turns a TIFF, and then says so
     try:
         turn = TURNS.get(picture.getexif().get(0x0112, 1))
     except DAMAGE:

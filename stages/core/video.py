@@ -5,18 +5,29 @@ Nothing is ever shortened in silence: a file that yields less than it declares i
     what a file has             what is read
     a rotation, EXIF            upright, also where it is mirrored
     a variable frame rate       each frame once, with its own time stamp (clip_times); nothing is doubled or left out
+    frames at one time          each a tick of the file's clock after the one before; later ones keep their times
+    empty chunks in an AVI      the frame before lasts longer: a gap in the times
+    an edit (a trimmed mp4)     the frames that it shows, also where it hides the key frame that they need
+    no key frame at first       (a stream cut out of a longer one) from the first key frame on, what cannot be decoded
+                                without one being left out; refused where the file counts those frames among its own
+    several video streams       one of more than a single frame; of those the default, else the longest, else the first
     10 and 12 bits, SDR         rounded to 8
     HDR (PQ, HLG)               tone-mapped to SDR, the curve stands in colour.py; wide gamuts are brought to sRGB's
-    no word on its colours      BT.601 below 720 lines, BT.709 from there, limited range: as players take it
+    no word on its colours      BT.601 below 720 lines, BT.709 from there, limited range: as players take it; HDR is
+                                BT.2020's then. The frames' word counts before the container's
     interlaced fields           one whole frame for each stored one (bwdif)
     oblong pixels               square ones; the shorter side of the picture's pixels is stretched
     transparency                on white
     an ICC profile              converted to sRGB (Display P3, Adobe RGB, CMYK ...); CMYK without one: as Pillow does
+    a PNG's cICP, AVIF's nclx   P3 and BT.2020 are brought to sRGB; PQ and HLG are refused; a PNG's gAMA and cHRM count
+                                for nothing
     16 bits, float              scaled to 8 bits, not clipped; float beyond 0..1 from its least to its most
     grey, a palette             their colours
     GIF, WebP, APNG             each frame as it is shown, with its duration; a GIF's 10 ms and less are 100 ms
     another kind than its name  what its content says: a photo named .mp4 is a clip of one frame
     several pictures            refused where one photo is wanted; the depth map behind a phone's JPEG is left alone
+    a clock that jumps back     (transport streams joined by cat) refused, with the number of the frame
+    over 134 million pixels     refused, as photo or frame
     damage, HEIC, playlists,    refused by name, with the number of frames that can be decoded, or with what to do
     text, sound, bombs
 """
@@ -30,12 +41,12 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from .containers import Film, look
+from .containers import Film, is_folder, look, reached
 from .decode import frames_of
 from .errors import BadInput
 from .framing import fit_size
 from .kinds import ANIMATIONS, PICTURES, UNREADABLE
-from .pictures import animation_times, count_pictures, is_picture, read_animation, read_mask, read_photo, to_png
+from .pictures import STRIP, animation_times, count_pictures, is_picture, read_animation, read_mask, read_photo, to_png
 
 __all__ = ["ANIMATIONS", "PICTURES", "clip_times", "enlarge", "list_images", "natural", "read_clip", "read_images",
            "read_masks", "write_frames", "write_images", "write_masks", "write_video"]
@@ -48,7 +59,7 @@ def clip_times(path: Path | str) -> np.ndarray | None:
     what has no time stamps: a folder, a strip of write_frames, a still picture. Of a video nothing but its packets and
     one frame is decoded (all of it only where packets may be half frames: H.264 fields in a transport stream)."""
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return None
     return animation_times(path) if is_picture(path) else look(path).times.copy()
 
@@ -61,7 +72,7 @@ def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[
     Raises BadInput, naming the file, if it is missing, damaged, too short, or decodes to fewer frames than it declares.
     """
     path, film, files = Path(path), None, []
-    if path.is_dir():
+    if is_folder(path):
         count = len(files := list_images(path))
     elif is_picture(path):
         count = count_pictures(path)
@@ -77,7 +88,7 @@ def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[
 
 def _stacked(path: Path, film: Film | None, numbers: list[int], size: tuple[int, int] | None) -> np.ndarray:
     """Frames of a video or an animated picture, in the order asked for, each brought to its size at once."""
-    found = frames_of(film, numbers) if film else iter(read_animation(path, numbers).items())
+    found = frames_of(film, numbers) if film else read_animation(path, numbers)
     held = {number: fit_size(picture[None], size)[0] if size else picture for number, picture in found}
     return np.stack([held[number] for number in numbers]) if numbers else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
 
@@ -85,7 +96,7 @@ def _stacked(path: Path, film: Film | None, numbers: list[int], size: tuple[int,
 def read_images(paths: Path | str | Sequence[Path | str], size: tuple[int, int] | None = None) -> np.ndarray:
     """Pictures (a list of files, or a folder) -> uint8 (N, H, W, 3). Without `size` all must have one size already."""
     if isinstance(paths, (str, Path)):
-        paths = list_images(Path(paths)) if Path(paths).is_dir() else [paths]
+        paths = list_images(Path(paths)) if is_folder(Path(paths)) else [paths]
     if not paths:
         raise BadInput("no picture was given", "Name at least one PNG or JPEG file")
     if size:
@@ -102,9 +113,10 @@ def list_images(folder: Path | str) -> list[Path]:
     """The pictures of a folder in natural order (2.png before 10.png), hidden files left out. Raises BadInput also for
     one that cannot be read, as HEIC: it would be missing in silence."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BadInput(f"{folder} is not a folder", "Give a folder of PNG or JPEG files")
-    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    with reached(folder):
+        there = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if foreign := natural([path for path in there if path.suffix.lower() in UNREADABLE]):
         raise BadInput(f"{foreign[0]} is of a kind that is not read here ({foreign[0].suffix.lower()[1:]})",
                        f"Save it as PNG or JPEG first, or take it away: {to_png(foreign[0])}")
@@ -116,7 +128,11 @@ def list_images(folder: Path | str) -> list[Path]:
 
 def natural(paths: Sequence[Path]) -> list[Path]:
     """Sorted as a person counts: frame2 before frame10."""
-    return sorted(paths, key=lambda p: [(int(s), "") if s.isdigit() else (-1, s) for s in re.split(r"(\d+)", p.name)])
+    def parts(path: Path) -> tuple[list[tuple[int, str]], str]:
+        split = re.split(r"(\d+)", path.name)
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in split], path.name
+
+    return sorted(paths, key=parts)
 
 
 def read_masks(folder: Path | str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -161,7 +177,7 @@ def write_video(path: Path | str, frames_FHWC: np.ndarray, fps: float = 8.0) -> 
 def write_frames(path: Path | str, frames_FHWC: np.ndarray) -> Path:
     """The frames side by side in one PNG, lossless; their number is written into the file, and read_clip reads it."""
     note = PngImagePlugin.PngInfo()
-    note.add_text("frames", str(len(frames_FHWC)))
+    note.add_text(STRIP, str(len(frames_FHWC)))
     Image.fromarray(np.concatenate(list(frames_FHWC), 1)).save(path, pnginfo=note)
     return Path(path)
 
