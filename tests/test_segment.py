@@ -415,6 +415,8 @@ def test_nothing_is_made_for_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, err = typed("segment", "absent.mp4", code=2)
     assert "there is no file absent.mp4" in err and not Path("project.yaml").exists()
+    _, err = typed("segment", "a" * 300 + ".mp4", code=2)
+    assert "cannot be reached" in err
     typed("segment", code=4)
     Path("a.mp4").write_bytes(b"")
     _, err = typed("segment", "a.mp4", code=3)

@@ -82,7 +82,7 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
     family, _, own = sources[0].partition("/")
     if len(sources) == 1 and own in {"motions": project.motions(), "subjects": project.subjects()}.get(family, ()):
         return sources[0], {}                                    # as `status` calls it
-    if len(sources) == 1 and not Path(sources[0]).suffix and not Path(sources[0]).exists():
+    if len(sources) == 1 and not Path(sources[0]).suffix and "/" not in sources[0] and not Path(sources[0]).exists():
         motions, subjects = project.motions(), project.subjects()
         if sources[0] not in (*motions, *subjects):
             raise UsageError(f"'{sources[0]}' is no file, motion or subject",
@@ -119,9 +119,16 @@ def photos_of(sources: list[str]) -> tuple[Path, ...]:
 
 
 def _there(source: str) -> Path:
-    if not Path(source).exists():
-        raise UsageError(f"there is no file {source}", "mind the folder that you are in")
-    return Path(source)
+    """A file or folder that was typed, and can be looked into."""
+    path = Path(source)
+    try:
+        if not path.exists():
+            raise UsageError(f"there is no file {source}", "mind the folder that you are in")
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise UsageError(f"{source} cannot be reached ({error.strerror})", "see who may read it") from None
+    return path
 
 
 def _owner(project: Workspace, photos: tuple[Path, ...]) -> str:
