@@ -98,7 +98,7 @@ def _mend(plan: Plan, seen: Seen, rows: list[Row]) -> list[tuple[str, str]]:
             out.append((f"'{row.name}' is not in {unit}s {spans(row.missing)}. If it is to be seen there:",
                         f"{_command(plan, looked, finder='grounded-sam2')} --box {box}      or --box-threshold "
                         f"{plan.options.box_threshold / 2:g}, or another word: --actors"))
-        if len({box[2] for box in row.boxes}) > len({box[2] for box in row.boxes if box[3]}):
+        if len({box[2] for box in row.boxes}) > max(1, len({box[2] for box in row.boxes if box[3]})):
             box = shlex.quote(f"{row.name}@{row.boxes[0][0]}=LEFT,TOP,RIGHT,BOTTOM")
             out.append((f"Several things answer to '{row.name}'. For another one, or all of them:",
                         f"{_command(plan, looked)} --box {box}      or --instances all"))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from importlib.util import find_spec
@@ -14,14 +15,15 @@ from layouts import in_hub_cache
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from vision_layouts import clip, frames_prepared, with_and_without_memory_lost
 
 from stages import segmenters
 from stages.core.errors import BadInput, MissingPrerequisite, UsageError
 from stages.core.vision import IMAGENET, Preparation
-from stages.segmenters import Hint, Setup
+from stages.segmenters import Hint, Setup, sam2
 from stages.segmenters.grounded_sam2 import LOOKS, GroundedSam2, looks
-from stages.segmenters.grounding_dino import GroundingDino
-from stages.segmenters.sam2 import Pictures, Sam2, points_of
+from stages.segmenters.grounding_dino import GroundingDino, _answers
+from stages.segmenters.sam2 import Sam2, points_of
 from stages.segmenters.tracks import Job
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -57,12 +59,6 @@ def offline(monkeypatch):
 
 def setup_of(weights, **more):
     return Setup(detector=str(weights[0]), tracker=str(weights[1]), **{**LOW, **more})
-
-
-def clip(count=6, height=48, width=80, seed=0):
-    """Blocks of colour that change from frame to frame."""
-    blocks = np.random.default_rng(seed).integers(0, 255, (count, height // 4, width // 4, 3), dtype=np.uint8)
-    return blocks.repeat(4, 1).repeat(4, 2)
 
 
 # -- the segmenter ----------------------------------------------------------------------------------------------------
@@ -153,7 +149,8 @@ def slow_answers(finder, frame, phrases):
     begin = 0
     for phrase in phrases:
         end = begin + len(phrase)
-        places = [k for k, (a, b) in enumerate(read["offset_mapping"][0].tolist()) if begin <= a < b <= end]
+        places = [k for k, (a, b) in enumerate(read["offset_mapping"][0].tolist())
+                  if begin <= a < b <= end and text[a:b].isalnum()]
         yield phrase, out.logits[0][:, places].sigmoid().max(1).values.numpy(), out.pred_boxes[0].numpy()
         begin = end + 2
 
@@ -180,6 +177,27 @@ def test_words_count_once_each(weights):
     assert words == [["walk", "##ing"], ["hat", "##s"]]
     assert finder.tokenizer.decode(text.token_ids) == "[CLS] walking hats. dog. a tall person. [SEP]"
     assert [len(places) for places in text.words.values()] == [2, 1, 3]
+
+
+def test_punctuation_and_unknown_words_do_not_count(weights):
+    """Of the network's text they are part all the same."""
+    finder = GroundingDino(str(weights[0]), "cpu")
+    (text,) = finder.texts(["tall, red-hat person!", "\u2603 Dog"])
+    assert len(text.token_ids) == 1 + 8 + 2 + 2 and text.token_ids.count(finder.tokenizer.unk_token_id) == 2
+    words = [[finder.tokenizer.convert_ids_to_tokens(text.token_ids[k]) for k in word]
+             for some in text.words.values() for word in some]
+    assert words == [["tall"], ["red"], ["hat"], ["person"], ["dog"]]
+    (comma,) = [k for k, token in enumerate(text.token_ids) if finder.tokenizer.convert_ids_to_tokens(token) == ","]
+    chances = np.full((1, len(text.token_ids)), 0.01)
+    chances[0, comma] = 0.9
+    found, surest = _answers(0, chances, np.zeros((1, 4)), text.words["tall, red-hat person!"], 0.3, 0.25)
+    assert not found and surest.score == 0.01, "a box is not found by a comma"
+
+
+def test_phrases_that_are_one_to_the_network(finder):
+    for one, other in (("Dog", "dog"), ("tall dog", "tall  Dog?")):
+        with pytest.raises(UsageError, match=re.escape(f"'{one}' and '{other}' are one phrase")):
+            finder.masks(clip(1), ["cat", one, other])
 
 
 def test_the_text_threshold_is_of_words(weights):
@@ -292,35 +310,13 @@ def test_a_part_of_the_clip(tracker):
 
 
 def test_features_are_computed_once_a_sweep(tracker, monkeypatch):
-    seen, own = [], tracker.prepare
-
-    class Counted(Pictures):
-        def __getitem__(self, frame):
-            seen.append(frame)
-            return super().__getitem__(frame)
-
-    monkeypatch.setattr("stages.segmenters.sam2.Pictures", Counted)
-    tracker.track(clip(12), [Job((Hint("a", f, BOX.box),), 0, 11) for f in (4, 4, 9)])
-    assert seen == [*range(4, 12), *range(8, -1, -1)] and tracker.prepare is own
+    assert frames_prepared(tracker, sam2, monkeypatch) == [*range(4, 12), *range(8, -1, -1)]
 
 
 def test_what_is_forgotten_is_never_missed(tracker, monkeypatch):
     """And what is kept does not grow with the clip."""
-    from stages.segmenters import sam2
-
-    kept, forget = [], sam2.forget
-
-    def counted(outputs, frame, reach):
-        forget(outputs, frame, reach)
-        kept.append(sum(map(len, outputs.values())))
-
-    jobs = [Job((Hint("a", 30, BOX.box),), 0, 59)]
-    monkeypatch.setattr(sam2, "forget", counted)
-    (short,) = tracker.track(clip(60), jobs)
-    assert max(kept) <= 1 + 3 * 16
-    monkeypatch.setattr(sam2, "forget", lambda *_: None)
-    (whole,) = tracker.track(clip(60), jobs)
-    assert np.array_equal(short.logits, whole.logits)
+    kept, short, whole = with_and_without_memory_lost(tracker, sam2, monkeypatch)
+    assert kept <= 1 + 3 * 16 and np.array_equal(short, whole)
 
 
 def test_hints_in_the_pixels_of_the_network():
@@ -385,6 +381,109 @@ def test_damaged_weights(weights, tmp_path, which):
     (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody reads")
     with pytest.raises(BadInput, match="cannot be loaded"):
         kind(str(folder), "cpu")
+
+
+def said(name, **more):
+    """An edit: keys of a JSON file."""
+    def edit(folder):
+        whole = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**whole, **more}))
+    return edit
+
+
+def written(name, content):
+    """An edit: a file's whole content."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def sharded(weight_map):
+    """An edit: an index in place of the weights."""
+    def edit(folder):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return edit
+
+
+CONFIG, PICTURES, TOKENS = "config.json", "preprocessor_config.json", "tokenizer.json"
+UNREAD = "the tokenizer of Grounding DINO in .* cannot be loaded"
+BOTH = {                                                    # edit -> what the error says
+    "cut": (written(CONFIG, b'{"model_type": '), "config.json is damaged"),
+    "list": (written(CONFIG, b"[]"), "config.json holds no JSON object"),
+    "null": (written(CONFIG, b"null"), "config.json holds no JSON object"),
+    "latin-1": (written(CONFIG, b'{"model_type": "\xff"}'), "config.json is damaged"),
+    "deep": (written(CONFIG, b"[" * 100_000), "config.json is damaged"),
+    "kind": (said(CONFIG, model_type=["x"]), r"of the kind '\['x'\]'"),
+    "dtype": (said(CONFIG, torch_dtype="os.system"), "cannot be loaded"),
+    "quantized": (said(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}), r"\(quantization_config\)"),
+    "quantized otherwise": (said(CONFIG, quantization_config={"quant_method": "x"}), r"\(quantization_config\)"),
+    "adapter": (written("adapter_config.json", b"{}"), r"\(adapter_config.json\)"),
+    "no shard": (sharded({}), "cannot be loaded"),
+    "lost shard": (sharded({"a": "a.safetensors"}), "cannot be loaded"),
+    "shard outside": (sharded({"a": "../a.safetensors"}), r"\(model.safetensors.index.json\)"),
+    "pickled shard": (sharded({"a": "pytorch_model.bin"}), r"\(model.safetensors.index.json\)"),
+    "odd index": (sharded(["a"]), r"\(model.safetensors.index.json\)"),
+    "pictures cut": (written(PICTURES, b"{"), "preparation of pictures .*preprocessor_config.json is damaged"),
+    "pictures list": (written(PICTURES, b"[]"), "preprocessor_config.json holds no JSON object"),
+    "size word": (said(PICTURES, size="x"), "a side of 'x' pixels"),
+    "size odd": (said(PICTURES, size={"foo": 1}), "a side of None pixels"),
+    "size 0": (said(PICTURES, size={"shortest_edge": 0}), "a side of 0 pixels is none of 1 to"),
+    "size huge": (said(PICTURES, size={"height": 64, "width": 10 ** 9}), "a side of 1000000000 pixels"),
+    "size true": (said(PICTURES, size=True), "a side of True pixels"),
+    "longest": (said(PICTURES, size={"shortest_edge": 64, "longest_edge": -1}), "a side of -1 pixels"),
+    "crop": (said(PICTURES, do_center_crop=True, crop_size=[1]), r"a side of \[1\] pixels"),
+    "mean of two": (said(PICTURES, image_mean=[0.5, 0.5]), "is not a mean of three colours"),
+    "mean huge": (said(PICTURES, image_mean=[10 ** 400, 0, 0]), "no picture can be prepared"),
+    "mean of words": (said(PICTURES, image_mean=["a", "b", "c"]), "is not a mean of three colours"),
+    "deviation 0": (said(PICTURES, image_std=[0.2, 0, 0.2]), "is not a deviation above 0 of three colours"),
+    "deviation nan": (said(PICTURES, image_std=[0.2, float("nan"), 0.2]), "is not a deviation above 0"),
+    "filter": (said(PICTURES, resample=99), "99 is not a valid Resampling"),
+    "filter word": (said(PICTURES, resample="x"), "'x' is not a valid Resampling"),
+}
+EITHER = {
+    "text": (0, said(CONFIG, text_config="x"), "cannot be loaded"),
+    "text limit": (0, said(CONFIG, max_text_len=1), "reads no phrase: its max_text_len is 1"),
+    "backbone of timm": (0, said(CONFIG, backbone="resnet50", use_timm_backbone=True, backbone_config=None),
+                         r"is elsewhere.*\(backbone, use_timm_backbone\)"),
+    "backbone of the hub": (0, said(CONFIG, backbone="microsoft/swin-tiny-patch4-window7-224", backbone_config=None),
+                            r"is elsewhere.*\(backbone\)"),
+    "pretrained": (0, said(CONFIG, use_pretrained_backbone=True), r"is elsewhere.*\(use_pretrained_backbone\)"),
+    "timm within": (0, said(CONFIG, backbone_config={"model_type": "timm_backbone", "backbone": "resnet50"}),
+                    r"\(backbone, timm_backbone\)"),
+    "tokens cut": (0, written(TOKENS, b"{"), UNREAD), "tokens list": (0, written(TOKENS, b"[]"), UNREAD),
+    "tokens bare": (0, written(TOKENS, b"{}"), UNREAD), "tokens odd": (0, said(TOKENS, version="x"), UNREAD),
+    "tokens config": (0, written("tokenizer_config.json", b"{"), UNREAD),
+    "vision": (1, said(CONFIG, vision_config="x"), "cannot be loaded"),
+    "side -1": (1, said(CONFIG, image_size=-1), "pictures of -1 pixels and prompts on 128"),
+    "side 0": (1, said(CONFIG, image_size=0, prompt_encoder_config={"image_size": 0}), "SAM2 in .*0 pixels|cannot be"),
+}
+EDITS = {f"{name}, {('detector', 'tracker')[which]}": (which, *case) for name, case in BOTH.items() for which in (0, 1)
+         } | EITHER
+
+
+@pytest.mark.parametrize(("which", "edit", "what"), EDITS.values(), ids=EDITS)
+def test_damaged_and_odd_files_beside_the_weights(weights, tmp_path, offline, which, edit, what):
+    """Named, with what mends them; and nothing in them makes loading ask for the network."""
+    folder = copied(weights[which], tmp_path / "folder")
+    edit(folder)
+    with pytest.raises(BadInput, match=f"(?s){what}.*(--detector|--tracker)"):
+        (GroundingDino, Sam2)[which](str(folder), "cpu")
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["detector", "tracker"])
+def test_a_config_chooses_no_code_of_the_hub(weights, tmp_path, offline, which):
+    """Neither at its top nor in the configs within."""
+    folder, kernel = copied(weights[which], tmp_path / "folder"), "kernels-community/flash-attn"
+
+    def everywhere(one):
+        own = {"_attn_implementation": kernel, "attn_implementation": kernel} if "model_type" in one else {}
+        return {key: everywhere(value) if isinstance(value, dict) else value for key, value in one.items()} | own
+
+    (folder / CONFIG).write_text(json.dumps(everywhere(json.loads((folder / CONFIG).read_text()))))
+    network = (GroundingDino, Sam2)[which](str(folder), "cpu").network
+    known = (GroundingDino, Sam2)[which](str(weights[which]), "cpu").network
+    used = [{name: module.config._attn_implementation for name, module in one.named_modules()
+             if hasattr(getattr(module, "config", None), "_attn_implementation")} for one in (network, known)]
+    assert used[0] == used[1] and set(used[0].values()) <= {"sdpa", "eager"}
 
 
 @pytest.mark.parametrize(("hint", "said"), [

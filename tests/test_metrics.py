@@ -223,6 +223,22 @@ def test_a_tokenizer_of_another_model_is_refused(clip_folder, tmp_path):
         clip.load(other)
 
 
+@pytest.mark.parametrize(("name", "content", "what"), [
+    ("config.json", "[]", "the CLIP model in .* cannot be loaded: .*config.json holds no JSON object"),
+    ("config.json", "{", "config.json is damaged"),
+    ("tokenizer.json", "{", "the tokenizer of the CLIP model in .* cannot be loaded"),
+    ("tokenizer.json", '{"version": "x", "added_tokens": [], "model": {}}', "the tokenizer of the CLIP model in "),
+    ("tokenizer_config.json", "[]", "the tokenizer of the CLIP model in .* cannot be loaded"),
+    ("preprocessor_config.json", '{"image_std": [0, 0, 0]}', "no picture can be prepared as .*deviation above 0"),
+    ("processor_config.json", '{"image_processor": []}', "image_processor in .* holds no JSON object")])
+def test_damaged_files_beside_a_judge(clip_folder, tmp_path, name, content, what):
+    hurt = tmp_path / "hurt"
+    shutil.copytree(clip_folder, hurt)
+    (hurt / name).write_text(content)
+    with pytest.raises(BadInput, match=what):
+        clip.load(hurt)
+
+
 def test_a_prompt_is_not_cut_off_in_silence(judge):
     with pytest.raises(BadInput, match="tokens long, and the CLIP model reads 20. Shorten it"):
         judge.text_features(["a toy", "a toy " * 30])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import vision_layouts
 from safetensors.torch import load_file, save_file
+from vision_layouts import clip, frames_prepared, with_and_without_memory_lost
 
 pytest.importorskip("sam2", reason="the extra sam2 is not installed")
 
@@ -34,11 +35,6 @@ def both(folder):
     return Sam2(str(folder), "cpu"), Sam2Package(str(folder), "cpu")
 
 
-def clip(count=24, height=48, width=80):
-    blocks = np.random.default_rng(0).integers(0, 255, (count, height // 4, width // 4, 3), dtype=np.uint8)
-    return blocks.repeat(4, 1).repeat(4, 2)
-
-
 JOBS = [Job((Hint("a", 9, (10, 10, 40, 40)),), 0, 23),
         Job((Hint("b", 14, (10, 10, 40, 40)), Hint("b", 1, None, ((5.0, 5.0, True), (60.0, 30.0, False)))), 0, 23),
         Job((Hint("c", 4, (1, 1, 20, 40), ((30.0, 30.0, False),)), Hint("c", 12, (9, 9, 60, 40))), 2, 8)]
@@ -46,7 +42,7 @@ JOBS = [Job((Hint("a", 9, (10, 10, 40, 40)),), 0, 23),
 
 def test_both_libraries_draw_the_same_masks(both):
     """A box, a point and both, tracked both ways, with memories of 16 frames."""
-    frames = clip()
+    frames = clip(24)
     ours, theirs = (tracker.track(frames, JOBS) for tracker in both)
     for one, other in zip(ours, theirs):
         assert one.first == other.first and one.logits.shape == other.logits.shape
@@ -68,7 +64,7 @@ def test_logits_within_rounding(both, monkeypatch):
 
         monkeypatch.setattr(kind, "step", step)
     for tracker in both:
-        tracker.track(clip(), JOBS[:1])
+        tracker.track(clip(24), JOBS[:1])
     port = [x for n, x in enumerate(raw["port"]) if n != 0]             # the port's prompt is a step of its own
     assert len(port) == len(raw["package"]) == 24
     worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(port, raw["package"]))
@@ -83,18 +79,12 @@ def test_what_is_not_in_sight(tmp_path):
 
 
 def test_features_are_computed_once_a_sweep(both, monkeypatch):
-    seen, own = [], both[1].predictor.forward_image
-    monkeypatch.setattr(both[1].predictor, "forward_image", lambda pixels: seen.append(1) or own(pixels))
-    both[1].track(clip(12), [Job((Hint("a", f, (10, 10, 40, 40)),), 0, 11) for f in (4, 4, 9)])
-    assert len(seen) == 8 + 9
+    assert frames_prepared(both[1], sam2_package, monkeypatch) == [*range(4, 12), *range(8, -1, -1)]
 
 
 def test_what_is_forgotten_is_never_missed(both, monkeypatch):
-    jobs = [Job((Hint("a", 30, (10, 10, 40, 40)),), 0, 59)]
-    (short,) = both[1].track(clip(60), jobs)
-    monkeypatch.setattr(sam2_package, "forget", lambda *_: None)
-    (whole,) = both[1].track(clip(60), jobs)
-    assert np.array_equal(short.logits, whole.logits)
+    _, short, whole = with_and_without_memory_lost(both[1], sam2_package, monkeypatch)
+    assert np.array_equal(short, whole)
 
 
 def test_the_segmenter_through_the_package(folder, tmp_path):

@@ -135,6 +135,18 @@ def test_the_folder_says_how_pictures_are_prepared(folder, tmp_path):
         ClipSeg(Setup(model=own))
 
 
+@pytest.mark.parametrize(("name", "content", "what"), [
+    ("config.json", "null", "the CLIPSeg model in .* cannot be loaded: .*config.json holds no JSON object"),
+    ("tokenizer.json", "{}", "the tokenizer of the CLIPSeg model in .* cannot be loaded"),
+    ("preprocessor_config.json", '{"size": {"height": 16}}', "no picture can be prepared as .*a side of None pixels")])
+def test_damaged_files_beside_clipseg(folder, tmp_path, name, content, what):
+    hurt = tmp_path / "hurt"
+    shutil.copytree(folder, hurt)
+    (hurt / name).write_text(content)
+    with pytest.raises(BadInput, match=what):
+        ClipSeg(Setup(model=hurt))
+
+
 def test_what_clipseg_refuses(folder, finder, tmp_path):
     with pytest.raises(BadInput, match="the CLIPSeg model is not in .*nowhere.*--segmenter given"):
         segmenters.load("clipseg", Setup(model=tmp_path / "nowhere"))

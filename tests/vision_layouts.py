@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -25,6 +26,46 @@ WORDS = ("the", "a", "person", "horse", "dog", "cat", "car", "red", "blue", "tal
          "hat", "man", "walk", "##s", "##ing", "##et")
 SPREAD = 0.2                                    # of the weights: boxes and words differ, and nothing is certain
 COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def clip(count: int = 6, height: int = 48, width: int = 80, seed: int = 0) -> np.ndarray:
+    """Blocks of colour that change from frame to frame: uint8 (F, H, W, 3)."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (count, height // 4, width // 4, 3), dtype=np.uint8)
+    return blocks.repeat(4, 1).repeat(4, 2)
+
+
+def frames_prepared(tracker, module, monkeypatch) -> list[int]:
+    """The frames that a tracker prepares for three things that begin in frames 4, 4 and 9 of 12, in its order. module:
+    where the tracker's Pictures are."""
+    from stages.segmenters.tracks import Hint, Job
+
+    seen: list[int] = []
+
+    class Counted(module.Pictures):
+        def __getitem__(self, frame):
+            seen.append(frame)
+            return super().__getitem__(frame)
+
+    monkeypatch.setattr(module, "Pictures", Counted)
+    tracker.track(clip(12), [Job((Hint("a", frame, (10, 10, 40, 40)),), 0, 11) for frame in (4, 4, 9)])
+    return seen
+
+
+def with_and_without_memory_lost(tracker, module, monkeypatch) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many frames are remembered at most of 60, the logits then, and those of a tracker that forgets nothing."""
+    from stages.segmenters.tracks import Hint, Job
+
+    kept, forget, jobs = [], module.forget, [Job((Hint("a", 30, (10, 10, 40, 40)),), 0, 59)]
+
+    def counted(outputs, frame, reach):
+        forget(outputs, frame, reach)
+        kept.append(sum(map(len, outputs.values())))
+
+    monkeypatch.setattr(module, "forget", counted)
+    (short,) = tracker.track(clip(60), jobs)
+    monkeypatch.setattr(module, "forget", lambda *_: None)
+    (whole,) = tracker.track(clip(60), jobs)
+    return max(kept), short.logits, whole.logits
 
 
 def grounding_dino(folder: Path, *, seed: int = 0, **more: int) -> Path:

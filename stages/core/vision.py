@@ -72,7 +72,7 @@ class Preparation:
                        (1.0,) * 3 if plain else _colours(told("image_std", colours[1]), 0.0),
                        int(Image.Resampling(told("resample", cls.resample))),
                        None if longest is None else _side(longest))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise BadInput(f"no picture can be prepared as {path} says: {error}", remedy) from error
 
     def __call__(self, frames_FHWC: np.ndarray) -> Tensor:

@@ -6,7 +6,7 @@ speaks for it, so that two phrases that both answer to two people end on differe
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,8 +52,17 @@ class Thing:
         return sum(one.weight for one in self.answers.get(phrase, {}).values())
 
     def best(self, phrase: str) -> Detection:
-        """The one that answers best; the earliest of equals."""
-        return max(self.answers[phrase].values(), key=lambda one: (one.weight, -one.frame))
+        return best_of(self.answers[phrase].values())
+
+
+def best_of(found: Iterable[Detection]) -> Detection | None:
+    """The one that answers best, the earliest of equals; None of none."""
+    return max(found, key=lambda one: (one.weight, -one.frame), default=None)
+
+
+def finds(found: Iterable[Detection], threshold: float) -> list[Detection]:
+    """Those that are above the box threshold and answer to a word at least."""
+    return [one for one in found if one.score > threshold and one.words > 0]
 
 
 def overlaps(a: Sequence[Box], b: Sequence[Box]) -> np.ndarray:
@@ -139,6 +148,25 @@ def bind(things: Sequence[Thing], phrases: Sequence[str]) -> dict[str, list[Thin
         others.sort(key=lambda t: -evidence_PT[p, t])
         out[phrase] = [things[t] for t in ([] if first[p] is None else [first[p]]) + others]
     return out
+
+
+def missed(phrase: str, found: Sequence[Detection], own: Mapping[str, Sequence[Thing]], threshold: float, count: int
+           ) -> str:
+    """Why a phrase has nothing of its own, in words: whose the best of its finds is, or how near its best box came.
+    found: with what falls short of the threshold. own: as bound. count: of frames."""
+    sure = finds(found, threshold)
+    best = best_of(sure) or max(found, key=lambda one: one.score, default=None)
+    if best is None:
+        return f"'{phrase}' was not found"
+    where = f" in frame {best.frame}" if count > 1 else ""
+    if sure:                                                    # a frame's best box of a phrase is always of some thing
+        owner = next(name for name, things in own.items() for thing in things
+                     if thing.answers.get(phrase, {}).get(best.frame) == best)
+        return f"what answers to '{phrase}' ({best.score:.2f}{where}) is '{owner}' already"
+    if best.score <= threshold:
+        return (f"'{phrase}' was not found: the best box has a confidence of {best.score:.2f}{where}, and the box "
+                f"threshold is {threshold:g}")
+    return f"'{phrase}' was not found: none of its words is surer than the text threshold (best {best.score:.2f})"
 
 
 def _sights(found: Mapping[str, Sequence[Detection]]) -> list[dict[str, Detection]]:

@@ -45,8 +45,8 @@ class GroundedSam2:
             raise UsageError("there is nothing to look for", "name it: --actors person horse")
         asked = {plain(phrase): phrase for phrase in reversed(phrases)}
         if twice := next((phrase for phrase in phrases if asked[plain(phrase)] != phrase), None):
-            raise UsageError(f"'{asked[plain(twice)]}' and '{twice}' are one phrase to Grounding DINO, which tells no "
-                             "capitals from small letters", "name it once, or by words that tell the two apart")
+            raise UsageError(f"'{asked[plain(twice)]}' and '{twice}' are one phrase to Grounding DINO",
+                             "name it once, or by words that tell the two apart")
         hints = [_checked(hint, phrases, len(frames)) for hint in hints]
         pointed = {hint.phrase for hint in hints}
         if len({(hint.phrase, hint.frame) for hint in hints}) < len(hints):

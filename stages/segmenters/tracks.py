@@ -3,13 +3,17 @@
 1  each phrase is bound to its own thing (binding.py), or to what a person points at
 2  the tracker is prompted in the frame that shows the thing best, and follows it from there to both ends
 3  where a track is empty but the thing is seen, the tracker is prompted there again, in at most ROUNDS rounds
-4  of two tracks that are one thing, the phrase with the lower score is left empty
-5  a pixel goes to the phrase with the highest probability there, if that is above the threshold
+4  of two tracks that are one thing, in the frames that show both, at least half of the shorter track, the phrase that
+   answers worse is left empty
+5  a pixel goes to the phrase with the highest logit there, if its probability is above the threshold; of equals to the
+   phrase that answers better; a phrase that gets none is said to lie within others
+The order of the phrases decides nothing: where all else is equal, their letters do.
 
 F frames, H W their pixels, h w what the tracker gives. Imports no torch.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,18 +22,19 @@ from PIL import Image
 
 from ..core.framing import Box, box_of
 from . import Hint, Instance, Masks, Setup, confidence
-from .binding import Detection, Thing, bind, overlaps, things
+from .binding import Detection, Thing, best_of, bind, finds, missed, overlaps, things
 
 ROUNDS = 3              # of looking for what was lost
 MOST = 10               # things that are tracked for one phrase
 EXPLAINS = 0.5          # IoU from which on a box shows what a track shows
 ONE_THING = 0.8         # IoU from which on two tracks are one thing
+MEETING = 0.5           # share of the shorter track below which frames that two tracks have in common show a meeting
 
 
 @dataclass(frozen=True)
 class Job:
-    """For the tracker: a thing, pointed at by prompts, is wanted in the frames first..last. One prompt at least lies
-    among them; others may lie outside and tell what it looks like."""
+    """For the tracker: a thing, pointed at by prompts, no two in one frame, is wanted in the frames first..last. One
+    prompt at least lies among them; others may lie outside and tell what it looks like."""
 
     prompts: tuple[Hint, ...]
     first: int
@@ -45,18 +50,17 @@ class Track:
     logits: np.ndarray
     score: np.ndarray
 
-    def probability(self, frame: int, size: tuple[int, int]) -> np.ndarray | None:
-        """float32 (H, W), the logits brought to `size` before the sigmoid; None where the thing is not in sight."""
+    def at(self, frame: int, size: tuple[int, int]) -> np.ndarray | None:
+        """float32 (H, W), the logits brought to `size`; None where the thing is not in sight."""
         n = frame - self.first
         if not 0 <= n < len(self.score) or self.score[n] <= 0:
             return None
-        logits = Image.fromarray(self.logits[n].astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
-        return 1 / (1 + np.exp(-np.clip(np.asarray(logits), -60, 60)))
+        logits = Image.fromarray(self.logits[n].astype(np.float32))
+        return np.asarray(logits.resize(size[::-1], Image.Resampling.BILINEAR))
 
     def inside(self, threshold: float) -> np.ndarray:
         """bool (n, h, w): where the probability is above the threshold, and the thing in sight."""
-        edge = np.log(max(threshold, 1e-12) / max(1 - threshold, 1e-12))
-        return (self.logits > edge) & (self.score > 0)[:, None, None]
+        return (self.logits > edge(threshold)) & (self.score > 0)[:, None, None]
 
     def mend(self, other: Track) -> None:
         """Take over the frames of another track."""
@@ -64,21 +68,40 @@ class Track:
         self.logits[where], self.score[where] = other.logits, other.score
 
 
+def edge(threshold: float) -> np.float32:
+    """The logit above which a probability is above the threshold: all are above 0, none is above 1."""
+    if not 0 < threshold < 1:
+        return np.float32(-np.inf if threshold <= 0 else np.inf)
+    return np.float32(np.log(threshold) - np.log1p(-threshold))
+
+
 Follow = Callable[[Sequence[Job]], list[Track]]
 
 
 @dataclass(eq=False)
 class Lead:
-    """A thing that is tracked. thing: None where a person points at it. boxes: of its track, {frame: box} where it is
-    in sight. tried: frames in which the tracker was prompted in vain."""
+    """A thing that is tracked. score, words: of the detection it begins with. thing: None where a person points at it.
+    boxes: of its track, {frame: box} where it is in sight. tried: frames in which the tracker was prompted. pixels:
+    {phrase: how many of those it claims went to it}."""
 
     phrase: str
     prompts: list[Hint]
     score: float
+    words: float = 1.0
     thing: Thing | None = None
     track: Track | None = None
     boxes: dict[int, Box] = field(default_factory=dict)
     tried: set[int] = field(default_factory=set)
+    pixels: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def weight(self) -> float:
+        """How well it answers to its phrase as a whole: what it is measured by against other phrases."""
+        return self.score * self.words
+
+    def __str__(self) -> str:
+        share = "" if self.words == 1 else f" for {self.words:.0%} of its words"
+        return f"'{self.phrase}' ({self.score:.2f}{share})"
 
     def look(self, threshold: float, size: tuple[int, int]) -> None:
         """Read the boxes off the track."""
@@ -106,8 +129,8 @@ def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrase
          shape: tuple[int, int, int], follow: Follow, setup: Setup) -> dict[str, Masks]:
     """found: {phrase: detections}, those that fall short of the box threshold too. shape: (F, H, W). follow: the
     tracker. -> a phrase's masks, its instances (what is tracked first), and what a person should know."""
-    sure = {phrase: [one for one in found.get(phrase, ()) if one.score > setup.box_threshold and one.words > 0]
-            for phrase in phrases}
+    asked, phrases = phrases, sorted(phrases)
+    sure = {phrase: finds(found.get(phrase, ()), setup.box_threshold) for phrase in phrases}
     pointed = {phrase: [hint for hint in hints if hint.phrase == phrase] for phrase in phrases}
     looked = [phrase for phrase in phrases if not pointed[phrase]]
     own = bind(things({phrase: sure[phrase] for phrase in looked}), looked)
@@ -118,9 +141,10 @@ def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrase
             leads.append(Lead(phrase, pointed[phrase], 1.0))
         for thing in own.get(phrase, [])[:MOST if setup.instances == "all" else 1]:
             best = thing.best(phrase)
-            leads.append(Lead(phrase, [Hint(phrase, best.frame, best.box)], best.score, thing))
+            leads.append(Lead(phrase, [Hint(phrase, best.frame, best.box)], best.score, best.words, thing,
+                              tried={best.frame}))
         if phrase in own and not own[phrase]:
-            notes[phrase].append(_missed(phrase, found.get(phrase, ()), own, setup.box_threshold, shape[0]))
+            notes[phrase].append(missed(phrase, found.get(phrase, ()), own, setup.box_threshold, shape[0]))
     _track(leads, [Job(tuple(lead.prompts), 0, shape[0] - 1) for lead in leads], shape, follow, setup)
     for _ in range(ROUNDS):
         if not _find_again(leads, sure, own, notes, shape, follow, setup):
@@ -133,7 +157,9 @@ def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrase
     leads = _apart(leads, notes, setup.threshold)
     masks, sure_F = _pixels(leads, phrases, shape, setup.threshold)
     out = {}
-    for phrase in phrases:
+    for phrase in asked:
+        if not masks[phrase].any() and (hidden := [lead for lead in leads if lead.phrase == phrase and lead.boxes]):
+            notes[phrase].append(_within(phrase, sum((lead.pixels for lead in hidden), Counter())))
         others = [thing for thing in own.get(phrase, []) if thing not in tracked]
         instances = _instances(phrase, leads, others)
         taken = sum(one.taken for one in instances)
@@ -144,20 +170,12 @@ def draw(found: Mapping[str, Sequence[Detection]], hints: Sequence[Hint], phrase
     return out
 
 
-def _missed(phrase: str, found: Sequence[Detection], own: Mapping[str, Sequence[Thing]], threshold: float, count: int
-            ) -> str:
-    """Why a phrase has nothing of its own."""
-    best = max(found, key=lambda one: one.score, default=None)
-    if best is None:
-        return f"'{phrase}' was not found"
-    where = f" in frame {best.frame}" if count > 1 else ""
-    if best.score <= threshold:
-        return (f"'{phrase}' was not found: the best box has a confidence of {best.score:.2f}{where}, and the box "
-                f"threshold is {threshold:g}")
-    if not any(one.words > 0 for one in found if one.score > threshold):
-        return f"'{phrase}' was not found: none of its words is surer than the text threshold (best {best.score:.2f})"
-    best_names = [name for name, things in own.items() if name != phrase and things and phrase in things[0].answers]
-    return f"what answers to '{phrase}' ({best.score:.2f}{where}) is '{best_names[0]}' already"
+def _within(phrase: str, pixels: Counter[str]) -> str:
+    """Why a phrase that is tracked has no pixel. pixels: as those of its leads."""
+    if not pixels:
+        return f"what SAM2 sees of '{phrase}' is smaller than a pixel"
+    names = " and ".join(f"'{name}'" for name, _ in pixels.most_common())
+    return f"'{phrase}' lies within {names}, which {'is' if len(pixels) == 1 else 'are'} surer there"
 
 
 def _track(leads: Sequence[Lead], jobs: Sequence[Job], shape: tuple[int, int, int], follow: Follow, setup: Setup
@@ -176,8 +194,7 @@ def _find_again(leads: Sequence[Lead], sure: Mapping[str, Sequence[Detection]], 
     """Prompt the tracker once more for each lead that is lost where its phrase is seen. -> whether there was any."""
     lost, jobs, seen = [], [], []
     for lead in leads:
-        best = max(_returns(lead, leads, sure[lead.phrase], own.get(lead.phrase, [])),
-                   key=lambda one: (one.weight, -one.frame), default=None)
+        best = best_of(_returns(lead, leads, sure[lead.phrase], own.get(lead.phrase, [])))
         if best is None:
             continue
         first = last = best.frame
@@ -213,22 +230,21 @@ def _returns(lead: Lead, leads: Sequence[Lead], sure: Sequence[Detection], own: 
 
 
 def _apart(leads: Sequence[Lead], notes: Mapping[str, list[str]], threshold: float) -> list[Lead]:
-    """Without those leads that are the same thing as a surer one; the earlier of equals stays."""
+    """Without those leads that are the same thing as one that answers better; the first of equals stays."""
     kept: list[Lead] = []
-    for lead in sorted(leads, key=lambda lead: -lead.score):
+    for lead in sorted(leads, key=lambda lead: -lead.weight):
         twin = next((other for other in kept if _iou(lead, other, threshold) > ONE_THING), None)
         if twin is None:
             kept.append(lead)
         elif twin.phrase != lead.phrase:
-            notes[lead.phrase].append(f"'{lead.phrase}' ({lead.score:.2f}) is the same thing as '{twin.phrase}' "
-                                      f"({twin.score:.2f}), which keeps it")
+            notes[lead.phrase].append(f"{lead} is the same thing as {twin}, which keeps it")
     return [lead for lead in leads if lead in kept]
 
 
 def _iou(a: Lead, b: Lead, threshold: float) -> float:
-    """Of two tracks, over the frames that show both."""
+    """Of two tracks, over the frames that show both; 0 where these are a small part of either."""
     both = sorted(a.boxes.keys() & b.boxes.keys())
-    if not both:
+    if not both or len(both) < MEETING * min(len(a.boxes), len(b.boxes)):
         return 0.0
     one, two = (lead.track.inside(threshold)[np.array(both) - lead.track.first] for lead in (a, b))
     return float((one & two).sum() / (one | two).sum())
@@ -236,32 +252,37 @@ def _iou(a: Lead, b: Lead, threshold: float) -> float:
 
 def _pixels(leads: Sequence[Lead], phrases: Sequence[str], shape: tuple[int, int, int], threshold: float
             ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """{phrase: bool (F, H, W)}, {phrase: confidence (F,)}: each pixel of each frame to its likeliest phrase."""
-    masks = {phrase: np.zeros(shape, bool) for phrase in phrases}
+    """{phrase: bool (F, H, W)}, {phrase: confidence (F,)}: each pixel of each frame to its likeliest phrase. Logits are
+    compared: probabilities near 1 are all the same in float32."""
+    masks, least = {phrase: np.zeros(shape, bool) for phrase in phrases}, edge(threshold)
     sure = {phrase: np.zeros(shape[0]) for phrase in phrases}
     for frame in range(shape[0]):
-        best, owner = np.zeros(shape[1:], np.float32), np.full(shape[1:], -1, np.int16)
-        for lead in leads:
-            probability = lead.track.probability(frame, shape[1:])
-            if probability is not None:
-                over = probability > best
-                best[over], owner[over] = probability[over], phrases.index(lead.phrase)
+        best, owner, claims = np.full(shape[1:], -np.inf, np.float32), np.full(shape[1:], -1, np.int16), []
+        for lead in sorted(leads, key=lambda lead: -lead.weight):                   # the first of equals keeps a pixel
+            logits = lead.track.at(frame, shape[1:])
+            if logits is not None:
+                over = logits > best
+                best[over], owner[over] = logits[over], phrases.index(lead.phrase)
+                claims.append((lead, logits > least))
+        for lead, claim in claims:
+            lead.pixels += Counter(dict(zip(phrases, np.bincount(owner[claim], minlength=len(phrases)).tolist())))
+        chance = 1 / (1 + np.exp(-np.clip(best, -60, 60)))
         for n, phrase in enumerate(phrases):
-            masks[phrase][frame] = (owner == n) & (best > threshold)
-            sure[phrase][frame] = confidence(masks[phrase][frame, None], best[None])[0]
+            masks[phrase][frame] = (owner == n) & (best > least)
+            sure[phrase][frame] = confidence(masks[phrase][frame, None], chance[None])[0]
     return masks, sure
 
 
 def _instances(phrase: str, leads: Sequence[Lead], others: Sequence[Thing]) -> tuple[Instance, ...]:
-    """What is tracked first, then what else answers to the phrase and is shown by no track."""
-    taken = [lead for lead in leads if lead.phrase == phrase and lead.boxes]
+    """What is tracked first, then what else answers to the phrase and is shown by no track, each in the frame that
+    shows it best, and not what a track shows."""
     out = []
-    for lead in taken:
+    for lead in (lead for lead in leads if lead.phrase == phrase and lead.boxes):
         frame = lead.prompts[0].frame
         box = lead.prompts[0].box or lead.boxes.get(frame) or lead.boxes[min(lead.boxes, key=lambda k: abs(k - frame))]
-        out.append(Instance(frame, box, lead.score, True))
+        out.append(Instance(frame, box, lead.score, lead.pixels[phrase] > 0))
     for thing in others:
-        if not any(lead.is_it(thing) for lead in leads):
-            best = thing.best(phrase)
+        best = best_of(one for one in thing.answers[phrase].values() if not any(lead.explains(one) for lead in leads))
+        if best and not any(lead.is_it(thing) for lead in leads):
             out.append(Instance(best.frame, best.box, best.score, False))
     return tuple(out)
