@@ -52,11 +52,10 @@ def about_clip(sampling: Sampling, count: int, last: float, fps: float, shape: t
         lines.append(f"The clip shows fewer frames a second than that: {sampling.repeated} of them stand still.")
     height, width = shape
     left, top, right, bottom = (round(value) for value in part)
-    if fit == "cover" and (right - left < width or bottom - top < height):
-        lines.append(f"cover: {left} + {width - right} columns and {top} + {height - bottom} rows are cut off "
-                     "(--fit contain keeps them).")
-    elif fit == "contain" and (right - left > width or bottom - top > height):
-        lines.append(f"contain: {-left} + {right - width} columns and {-top} + {bottom - height} rows are filled up.")
+    sides = {"columns": (left, width - right), "rows": (top, height - bottom)}
+    beyond = " and ".join(f"{abs(a)} + {abs(b)} {name}" for name, (a, b) in sides.items() if a or b)
+    if beyond:
+        lines.append(f"{fit}: {beyond} are {'cut off (--fit contain keeps them)' if fit == 'cover' else 'filled up'}.")
     if size[0] + 1 < bottom - top:
         lines.append(f"The frames are kept at {size[1]} x {size[0]}.")
     return lines
@@ -118,7 +117,8 @@ def _command(plan: Plan, looked: str, finder: str | None = None) -> str:
     typed = {key: value for key, value in plan.overrides().items() if hasattr(plan.options, key) and key != "actors"}
     own = resolve("segment", plan.project.settings)
     if plan.options.masks and plan.options.masks != own.masks and not finder:
-        typed["masks"] = str(plan.options.masks)
+        here = str(plan.project.root) == "."
+        typed["masks"] = plan.project.show(plan.options.masks) if here else str(plan.options.masks)
     if finder and plan.options.segmenter != finder:
         typed["segmenter"] = finder
     for key, value in typed.items():

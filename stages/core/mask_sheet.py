@@ -76,7 +76,7 @@ class Sheet:
 
     def _head(self) -> Image.Image:
         lines = [part for text in self.about for part in wrapped(text, WIDE - 2 * GAP - (TILE if self._cut() else 0))]
-        tall = GAP + LINE + len(lines) * LINE
+        tall = GAP + (len(lines) + 1) * LINE + 8
         small = self._kept_part() if self._cut() else None
         block = Image.new("RGB", (WIDE, max(tall, small.height + 2 * GAP if small else 0)), PAPER)
         draw = ImageDraw.Draw(block)
