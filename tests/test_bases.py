@@ -16,6 +16,7 @@ import layouts
 import numpy as np
 import pytest
 import torch
+import vision_layouts
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -393,6 +394,34 @@ def test_fetch_downloads_what_a_base_needs_and_no_more(hub, modelscope, tmp_path
     again = videomage("init", "-p", tmp_path / "p", "--base", "modelscope", home=tmp_path)       # now without the hub
     assert again.returncode == 0 and "not on this machine" not in again.stderr
     assert videomage("status", "-p", tmp_path / "p", home=tmp_path).returncode == 0
+
+
+def test_fetch_downloads_what_segments_and_no_pickle(hub, tmp_path, monkeypatch):
+    detector = vision_layouts.grounding_dino(tmp_path / "weights" / "dino")
+    tracker = vision_layouts.sam2(tmp_path / "weights" / "sam2")
+    for folder in (detector, tracker):
+        (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody reads")
+    (tracker / "sam2.1_hiera_tiny.pt").write_bytes(b"another")
+    (tmp_path / "pickled").mkdir()
+    shutil.copyfile(tracker / "config.json", tmp_path / "pickled" / "config.json")
+    shutil.copyfile(tracker / "sam2.1_hiera_tiny.pt", tmp_path / "pickled" / "a.pt")
+    monkeypatch.setattr(Hub, "root", {vision_layouts.DINO: detector, vision_layouts.SAM2: tracker,
+                                      "facebook/sam2-pickled": tmp_path / "pickled"})
+    done = videomage("fetch", "grounded-sam2", home=tmp_path, endpoint=hub)
+    assert done.returncode == 0, done.stderr
+    assert "Grounding DINO, IDEA-Research/grounding-dino-tiny: Apache-2.0, 690 MB" in done.stderr.splitlines()[0]
+    folders = [Path(line) for line in done.stdout.split()]
+    for folder, source in zip(folders, (detector, tracker), strict=True):
+        assert {p.name for p in folder.iterdir()} == {
+            p.name for p in source.iterdir() if p.suffix not in (".bin", ".pt", ".yaml") and p.name != ".gitattributes"}
+    told = json.loads(videomage("doctor", "--json", home=tmp_path).stdout)                       # without the hub
+    found = {finding["what"]: finding for finding in told}
+    assert found["SAM2"]["mark"] == "ok" and found["SAM2"]["found"] == f"{vision_layouts.SAM2}@{layouts.COMMIT}"
+    refused = videomage("fetch", "facebook/sam2-pickled", home=tmp_path, endpoint=hub)
+    assert refused.returncode == 3 and "holds no safetensors; pickles could" in " ".join(refused.stderr.split())
+    absent = videomage("fetch", "facebook/sam2.1-hiera-large", home=tmp_path, endpoint=hub)
+    assert absent.returncode == 3 and "the hub has no facebook/sam2.1-hiera-large" in " ".join(absent.stderr.split())
+    assert videomage("fetch", "grounded-sam2", home=tmp_path / "elsewhere").returncode == 4               # no network
 
 
 def test_pickles_are_refused_and_converted_in_a_process_of_their_own(hub, zeroscope, tmp_path, monkeypatch):

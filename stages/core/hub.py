@@ -59,7 +59,7 @@ def the_hub(repo: str) -> Iterator[object]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise MissingPrerequisite(f"the hub cannot be reached ({_line(error)})", "go on where there is a network, or "
-                                  "copy the folder here and name it: videomage init --base FOLDER") from error
+                                  "copy its folder here and name that in its place") from error
     finally:
         if shown:
             enable_progress_bars()
