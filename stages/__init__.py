@@ -162,9 +162,12 @@ def _fuse_inputs(project: Workspace, name: str, options, request: Mapping) -> di
     return inputs
 
 
-def _finder(project: Workspace, stage: str) -> dict:
-    """How Grounded-SAM2 is set up where a stage besides segment looks with it: as the options of segment say."""
-    if resolve(stage, project.settings).segmenter != "grounded-sam2":
+def _finder(project: Workspace, subjects: list[str]) -> dict:
+    """How Grounded-SAM2 is set up where fuse looks with it: as the options of segment say. Nothing where it does not,
+    because all cuts are from photos that were segmented."""
+    options = resolve("fuse", project.settings)
+    drawn = options.cuts == "photos" and all(_photo_masks(project, subject) for subject in subjects)
+    if options.segmenter != "grounded-sam2" or drawn:
         return {}
     own = resolve("segment", project.settings)
     return {"finder": [own.detector, own.tracker, own.through, own.box_threshold, own.text_threshold]}
@@ -172,9 +175,9 @@ def _finder(project: Workspace, stage: str) -> dict:
 
 def _fuse_request(project: Workspace, name: str) -> dict:
     """The subjects and their plain class words, which the segmenter looks for in their videos."""
-    known = project.subjects()
-    return {"subjects": {subject: project.subject(subject).class_word for subject in name.split("+")}
-            if all(subject in known for subject in name.split("+")) else {}, **_finder(project, "fuse")}
+    known, subjects = project.subjects(), name.split("+")
+    return {"subjects": {subject: project.subject(subject).class_word for subject in subjects}
+            if all(subject in known for subject in subjects) else {}, **_finder(project, subjects)}
 
 
 # -- sample, eval ----------------------------------------------------------------------------------------------------
