@@ -35,7 +35,7 @@ def _segmented(project: Workspace, name: str) -> str:
 
 def _segment_ignores(folder: str, options) -> set[str]:
     """What does not shape these masks: of photos the options of clips, of others than Grounded-SAM2 its own."""
-    return (CLIPS_ALONE if folder.startswith("subjects/") else set()) | {
+    return (CLIPS_ALONE if folder.startswith("subjects/") else set()) | ({"phrases"} if options.actors else set()) | {
         "grounded-sam2": set(), "clipseg": GROUNDED_ALONE, "given": {*GROUNDED_ALONE, "threshold"}}[options.segmenter]
 
 
@@ -144,7 +144,7 @@ def _photo_masks(project: Workspace, name: str, label: str = "masks") -> dict[st
 
 
 def _subject_request(project: Workspace, name: str) -> dict:
-    return {"class": project.settings.subjects[name].class_word} if name in project.settings.subjects else {}
+    return {"class": project.subject(name).class_word} if _known(project, name) else {}
 
 
 def _learned(project: Workspace, name: str) -> dict[str, Input]:

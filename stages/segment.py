@@ -67,11 +67,12 @@ def segment(project: Workspace, name: str | None = None, options: SegmentOptions
         found = look(finder, seen, plan)
         for phrase, (masks, _) in found.items():
             write_masks(out / "masks" / slug(phrase), masks, seen.names)
-        _keep_edits(plan, out, found, seen, report)
+        aside = _keep_edits(plan, out, found, seen, report)
         rows = [row_of(phrase, masks, judged) for phrase, (masks, judged) in found.items()]
         sheet = sheet_of(plan, seen, rows)
         _all_found(plan, rows, sheet, asked=bool(plan.options.actors or plan.request["phrases"]))
         sheet.save(out / "overlay.png")
+        _set_aside(plan, aside, report)
         plan.facts |= facts_of(rows, plan, seen)
         for row in rows:
             report(note=f"'{row.name}': {sheet.found(row)}")
@@ -169,10 +170,13 @@ def _photos(plan: Plan, out: Path) -> Seen:
 
 # -- what comes of it -------------------------------------------------------------------------------------------------
 def _keep_edits(plan: Plan, out: Path, found: dict[str, tuple[list[np.ndarray], Masks]], seen: Seen, report: Report
-                ) -> None:
+                ) -> list[str]:
     """Masks that a person changed take the places of the new ones, as long as their picture is the same and their actor
-    is looked for. Others are not lost: they are copied aside."""
-    old = plan.recorded() or {"files": {}}
+    is looked for -> the others, which shall not be lost. Where nothing tells any longer who drew what is there, that is
+    all of it."""
+    old = plan.recorded()
+    if old is None:
+        return [path.relative_to(plan.folder).as_posix() for path in sorted((plan.folder / "masks").glob("*/*.png"))]
     pictures = {Path(name).stem: sha for name, sha in old["files"].items() if name.startswith(PICTURED)}
     now = {path.stem: plan.project.sha256(path) for part in PICTURED for path in (out / part).glob("*")}
     folders, kept, aside = {slug(phrase): masks for phrase, (masks, _) in found.items()}, [], []
@@ -188,21 +192,23 @@ def _keep_edits(plan: Plan, out: Path, found: dict[str, tuple[list[np.ndarray], 
             shutil.copyfile(plan.folder / name, out / name)
             kept.append(name)
         else:
-            _aside(plan.folder / name, plan.folder / ASIDE / folder)
             aside.append(name)
     if kept:
         report(note=f"{len(kept)} masks were edited by hand and are kept ({_few(kept)}); delete one to have it drawn "
                     "anew")
-    if aside:
-        report(note=f"{len(aside)} masks were edited by hand for other pictures or actors: they are in "
-                    f"{plan.project.show(plan.folder / ASIDE)} now ({_few(aside)})")
+    return aside
 
 
-def _aside(path: Path, folder: Path) -> None:
-    """Copy a mask into a folder, under a name that nothing has there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (path.name, *(f"{path.stem}-{n}.png" for n in range(2, 10_000)))
-    shutil.copyfile(path, next(folder / name for name in names if not (folder / name).exists()))
+def _set_aside(plan: Plan, names: Sequence[str], report: Report) -> None:
+    """Copy masks that lose their places to ASIDE, under names that nothing has there."""
+    for name in names:
+        path, folder = plan.folder / name, plan.folder / ASIDE / Path(name).parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        there = (folder / other for other in (path.name, *(f"{path.stem}-{n}.png" for n in range(2, 10_000))))
+        shutil.copyfile(path, next(o for o in there if not o.exists() or o.read_bytes() == path.read_bytes()))
+    if names:
+        report(note=f"{len(names)} masks were edited by hand for other pictures or actors: they are in "
+                    f"{plan.project.show(plan.folder / ASIDE)} now ({_few(names)})")
 
 
 def _few(names: Sequence[str]) -> str:

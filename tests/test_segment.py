@@ -180,6 +180,35 @@ def test_an_edit_makes_what_was_learned_from_it_stale(tmp_path, base_folder):
     assert state.kind == "stale" and "input masks/horse/0001.png changed" in state.reasons
 
 
+def test_what_nobody_can_tell_the_maker_of_is_set_aside_and_only_when_all_went_well(tmp_path, base_folder):
+    project = make(tmp_path, base_folder)
+    made = segment(project)
+    Image.fromarray(np.zeros((256, 256), np.uint8)).save(made.path / "horse" / "0001.png")
+    gone = replace(resolve("segment", project.settings), masks=tmp_path / "empty", start=0.25)
+    for name in ("tall person", "horse"):
+        write_masks(tmp_path / "empty" / name, np.zeros((4, 256, 256), bool))
+    for _ in range(2):
+        with pytest.raises(BadInput, match="found in none"):
+            segment(project, options=gone)
+        assert not (made.folder / "masks-by-hand").exists()
+    (made.folder / "segment.json").unlink()
+    segment(Workspace(tmp_path))
+    assert len(list((made.folder / "masks-by-hand").glob("*/*.png"))) == 8
+
+
+def test_damaged_facts_of_frames_are_named(tmp_path, base_folder):
+    made = segment(make(tmp_path, base_folder))
+    path, whole = made.folder / "frames.json", json.loads((made.folder / "frames.json").read_text())
+    for bad in ("{", "[]", *(json.dumps({**whole, **part}) for part in (
+            {"chosen": 3}, {"length": "x"}, {"windows": []}, {"windows": [2]}, {"length": 0}))):
+        path.write_text(bad)
+        with pytest.raises(BadInput, match="frames.json is gone or damaged. Run: videomage segment motions/riding"):
+            read_take(made.folder)
+    path.unlink()
+    with pytest.raises(BadInput, match="gone or damaged"):
+        read_take(made.folder)
+
+
 def test_edits_for_other_frames_are_not_kept(tmp_path, base_folder):
     project = make(tmp_path, base_folder)
     made = segment(project)
@@ -350,6 +379,8 @@ def test_what_the_sheet_says_can_be_typed(tmp_path, base_folder, monkeypatch):
     typed("segment", "--start", "0.5", "--device", "cpu")
     command = "videomage segment motions/riding --start 0.5 --force"
     assert command in sheet_text("riding") and "--box 'tall person@0=LEFT" in sheet_text("riding")
+    _, err = typed("segment", "riding")                       # bare, it does not undo what it does not mention
+    assert "as before: --start 0.5" in err and "is fresh" in err
     path = Path("motions/riding/masks/horse/0003.png")
     Image.fromarray(np.full((256, 256), 255, np.uint8)).save(path)
     _, err = typed(*shlex.split(command)[1:])
@@ -369,6 +400,15 @@ def test_a_second_clip_is_a_motion_of_its_own_and_a_changed_one_is_seen(tmp_path
     assert Path("motions/a/clip.mp4").read_bytes() == Path("a.mp4").read_bytes() and Path("motions/b/clip.mp4").exists()
     assert {(row["name"], row["state"]) for row in states() if row["stage"] == "segment"} == {
         ("motions/a", "fresh"), ("motions/b", "fresh")}
+    _, err = typed("segment", "b", "--force")
+    assert "as before: --segmenter given --masks drawn" in err and read_masks("motions/b/masks/thing").all()
+    Path("other").mkdir()
+    write_video("other/a.mp4", numbered(8, (256, 256)), fps=8)
+    _, err = typed("segment", "other/a.mp4", code=2)
+    assert "the motion 'a' is of another clip" in err
+    text = Path("project.yaml").read_text().replace("clip: a.mp4", 'clip: a.mp4\n  prompt: "a [red circle]"')
+    Path("project.yaml").write_text(text)                     # the prompt that was proposed: nothing else is looked for
+    assert {row["state"] for row in states() if row["name"] == "motions/a"} == {"fresh"}
     write_video("a.mp4", numbered(8, (256, 256)), fps=8)
     (reasons,) = (row["reasons"] for row in states() if row["name"] == "motions/a" and row["stage"] == "segment")
     assert reasons == ["input clip changed"]

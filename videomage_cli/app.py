@@ -36,7 +36,7 @@ from .flags import (  # noqa: E402
     Subjects,
     stage_command,
 )
-from .sources import ensure_project, photos_of, segment_sources  # noqa: E402
+from .sources import ensure_project, photos_of, segment_sources, typed_before  # noqa: E402
 
 app = typer.Typer(name="videomage", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Several subjects and one motion into one video, from a few photos and a clip (VideoMage).")
@@ -199,6 +199,7 @@ def segment(run: Run, sources: Annotated[list[str] | None, typer.Argument(
     photos = STAGES["segment"].folder(run.project, name).startswith("subjects/")
     if photos and (alone := [key for key in run.typed if key in CLIPS_ALONE]):
         raise UsageError(f"--{alone[0]} is for clips, and these are photos", "leave it out")
+    typed_before(run, name, bool(given))
     keywords = {"images" if label == "images" else "clip": path for label, path in given.items()}
     return [Call(name, [run.plan(name, given=given)], keywords, show=partial(_look_at, run.project))]
 
@@ -210,7 +211,8 @@ def _look_at(project: Workspace, artifacts: list) -> None:
         motion = project.settings.motion
         if motion and not motion.prompt and artifact.folder.name == motion.name:
             actors = " ... ".join(f"a [{actor}]" for actor in artifact.manifest["facts"]["shares of the frames"])
-            console.say(f'then say in project.yaml what happens, motion.prompt: "{actors}"; then: videomage invert')
+            then = f"{'' if artifact.manifest['options']['actors'] else 'videomage segment, and '}videomage invert"
+            console.say(f'then say in project.yaml what happens, motion.prompt: "{actors}"; then: {then}')
 
 
 @stage_command(app, "invert")

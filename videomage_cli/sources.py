@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages import STAGES
 from stages.core.errors import UsageError
 from stages.core.kinds import CLIPS, PICTURES
 from stages.core.settings import FILE, check_name, did_you_mean
 from stages.core.stage import natural
 from stages.core.workspace import IMAGES, Workspace
+from stages.options import show
 
 from . import console
 
@@ -69,6 +71,25 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "clip"
 
 
+def typed_before(run: Run, name: str, anew: bool) -> None:
+    """`videomage segment NAME` goes on with what was typed for these masks before, wherever nothing else is typed now:
+    a command that mends must not undo what it does not mention. anew: files are typed, so it begins anew."""
+    old = run.project.manifest(run.project.plan(STAGES["segment"], name).manifest_path) if not anew else None
+    if old is None:
+        return
+    before = {key: old["settings"][key] for key in old["overrides"] if hasattr(run.options, key)}
+    finder = run.typed.get("segmenter") or before.get("segmenter") or run.options.segmenter
+    if finder == "given" and "masks" in old["given"] and old["options"].get("masks"):
+        before["masks"] = run.project.locate(old["options"]["masks"])
+    before = {key: value for key, value in before.items() if key not in run.typed}
+    if before:
+        run.typed = {**before, **run.typed}
+        del run.options                                          # resolved before: once more
+        told = " ".join(f"--{key.replace('_', '-')} {show(tuple(v) if isinstance(v, list) else v)}"
+                        for key, v in before.items())
+        console.say(f"as before: {told}")
+
+
 def segment_sources(project: Workspace, sources: list[str], name: str | None) -> tuple[str, Given]:
     """-> ("motions/NAME" or "subjects/NAME", the inputs named by hand). Raises UsageError for what is none of these."""
     wanted = project.settings.motion
@@ -78,6 +99,9 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
         clip = _there(sources[0])
         mine = wanted and (not wanted.clip or project.locate(wanted.clip).resolve() == clip.resolve())
         own = name or (wanted.name if mine else _plain(clip.stem))
+        old = None if name or mine else project.manifest(project.root / "motions" / own / "segment.json")
+        if old and old["inputs"].get("clip") not in (None, project.sha256(clip)):
+            raise UsageError(f"the motion '{own}' is of another clip", f"call this one otherwise: --name {own}-2")
         return f"motions/{check_name(own, 'the motion')}", {"clip": clip}
     family, _, own = sources[0].partition("/")
     if len(sources) == 1 and own in {"motions": project.motions(), "subjects": project.subjects()}.get(family, ()):

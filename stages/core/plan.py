@@ -68,7 +68,7 @@ class Plan:
         ignored = self.stage.ignores(self.stage.folder(self.project, self.name), self.options)
         shaping = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)
                    if f.metadata.get("identity", True) and f.name not in ignored}
-        return plain({**shaping, **self.request})
+        return plain({**shaping, **{key: value for key, value in self.request.items() if key not in ignored}})
 
     def hashes(self) -> dict[str, str]:
         """{label or label/file: sha256} of the inputs that are there."""

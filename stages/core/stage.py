@@ -55,7 +55,7 @@ class Stage:
     intent: Callable[[Settings], object]                   # its options as the project has them
     command: Callable[[str], str]                          # name -> what to type
     editable: tuple[str, ...] = ()                         # folders of it whose files a person may change
-    ignores: Callable[[str, object], set[str]] = lambda name, options: set()      # options that do not shape this one
+    ignores: Callable[[str, object], set[str]] = lambda folder, options: set()   # what does not shape it
     uses_base: bool = True
     manifest: str = "{stage}.json"
 

@@ -22,7 +22,6 @@ from .sampling import Sampling, sample
 from .video import clip_times, list_images, read_clip, read_images, write_images
 
 FRAMES, FACTS = "frames", "frames.json"
-AGAIN = "Run: videomage segment --force"
 TALLEST = 720          # pixels: the short side above which frames are reduced; no base here sees more
 AT_ONCE = 16           # frames of the clip's own size that are in memory together
 
@@ -92,7 +91,7 @@ def read_take(folder: Path, size: tuple[int, int] | None = None) -> Take:
     facts = read_facts(folder)
     frames = read_images(folder / FRAMES, size)
     if len(frames) != len(facts["chosen"]):
-        raise BadInput(f"{folder / FRAMES} holds {len(frames)} of {len(facts['chosen'])} frames", AGAIN)
+        raise BadInput(f"{folder / FRAMES} holds {len(frames)} of {len(facts['chosen'])} frames", again(folder))
     return Take(frames, tuple(facts["windows"]), int(facts["length"]))
 
 
@@ -100,11 +99,17 @@ def read_facts(folder: Path) -> dict[str, object]:
     """What is written beside the frames in a motion's folder (Sampling.facts). Raises BadInput where it is damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts.keys() >= {"chosen", "windows", "length"}:
+        count, length, windows = len(facts["chosen"]), facts["length"], facts["windows"]
+        if length > 0 and windows and all(first >= 0 and first + length <= count for first in windows):
             return facts
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (OSError, ValueError, TypeError, LookupError):
         pass
-    raise BadInput(f"{folder / FACTS} is damaged", AGAIN)
+    raise BadInput(f"{folder / FACTS} is gone or damaged", again(folder))
+
+
+def again(folder: Path) -> str:
+    """What makes a motion's folder whole."""
+    return f"Run: videomage segment motions/{folder.name} --force"
 
 
 def read_track(folder: Path, frames: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -113,5 +118,5 @@ def read_track(folder: Path, frames: Sequence[int], size: tuple[int, int]) -> np
     paths = [folder / f"{frame:04d}.png" for frame in frames]
     for frame, path in zip(frames, paths):
         if not path.is_file():
-            raise BadInput(f"{folder} has no mask for frame {frame}", AGAIN)
+            raise BadInput(f"{folder} has no mask for frame {frame}", again(folder.parents[1]))
     return np.concatenate([fit_size(read_mask(path)[None], size) for path in paths])
