@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .backbones import base_of, video
 from .core.captions import select
-from .core.errors import MissingPrerequisite, VideomageError
+from .core.errors import BadInput, MissingPrerequisite, VideomageError
 from .core.settings import check_name
 from .core.workspace import Input, Stage, Workspace
 from .options import OPTIONS, resolve
@@ -50,7 +50,8 @@ def _segment_inputs(project: Workspace, name: str, options, request: Mapping) ->
         inputs = {"clip": _clip(project, own)}
     else:
         inputs = {"images": Input(project.photos(own), f"photos of the subject '{own}'",
-                                  remedy=f"name them: videomage segment --name {own} PHOTOS...")}
+                                  remedy=f"name them: videomage segment --name {own} PHOTOS...",
+                                  problem=_missing_photo(project, own))}
     if options.masks:
         inputs["masks"] = Input(project.locate(options.masks), "the folder of masks", remedy="mend --masks")
     return inputs
@@ -131,7 +132,20 @@ def _auxiliary(folder: Path, count: int) -> Input:
 
 def _photos(project: Workspace, name: str) -> Input:
     remedy = f"name them: videomage learn-subject {name} PHOTOS..., or subjects.{name}.images in project.yaml"
-    return Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy)
+    return Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy,
+                 problem=_missing_photo(project, name))
+
+
+def _missing_photo(project: Workspace, subject: str) -> VideomageError | None:
+    """What is wrong where some of the photos that project.yaml lists are there and another is not. Where none is, the
+    kept copies serve."""
+    own = project.settings.subjects.get(subject)
+    listed = [item for item in own.images if not set("*?[") & set(item)] if own else []
+    gone = [item for item in listed if not project.locate(item).exists()]
+    if not gone or len(gone) == len(own.images):
+        return None
+    return BadInput(f"the photo {gone[0]} of the subject '{subject}' is not there",
+                    f"mend subjects.{subject}.images in project.yaml")
 
 
 def _photo_masks(project: Workspace, name: str, label: str = "masks") -> dict[str, Input]:

@@ -429,6 +429,9 @@ def test_photos_and_who_is_in_them(tmp_path, monkeypatch):
     assert row["state"] == "stale" and row["reasons"] == ["input images/1.png changed"]
     found = read_photos(Workspace(".").photos("photos-toy"), Path("subjects/photos-toy/masks"))
     assert [photo.mask is None for photo in found] == [False, True, False, False, False, False]
+    Path("photos toy/5.png").unlink()
+    _, err = typed("segment", "photos-toy", code=3)
+    assert "the photo photos toy/5.png of the subject 'photos-toy' is not there" in err
     _, err = typed("segment", "photos/pet", "--start", "1", code=2)
     assert "--start is for clips" in err
     _, err = typed("segment", "photos/pet/0.png", "clip.mp4", code=2)
