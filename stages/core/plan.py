@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,7 +219,7 @@ class Plan:
         return {"stage": self.stage.name, "name": self.name, "identity": self.identity, "options": plain(options),
                 "request": plain(self.request), "settings": self.settings(), "overrides": sorted(self.overrides()),
                 "given": sorted(self.by_hand()), "base": plain(self.base) if self.stage.uses_base else None,
-                "seed": self.seed, "versions": {name: _version(name) for name in VERSIONS}}
+                "seed": self.seed, "versions": versions()}
 
     def overrides(self) -> dict[str, object]:
         """The settings that differ from what the project itself asks of this artefact."""
@@ -245,6 +246,12 @@ class Plan:
 
 def _real(source: Input) -> list[Path]:
     return [path.resolve() for path in (source.path if isinstance(source.path, tuple) else (source.path,))]
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Of the libraries that a result depends on."""
+    return {name: _version(name) for name in VERSIONS}
 
 
 def _version(name: str) -> str | None:
