@@ -1,4 +1,4 @@
-"""Bases of random weights in three sizes, and one step of every kind that the stages take: what is measured here.
+"""Bases of random weights in four sizes, and one step of every kind that the stages take: what is measured here.
 
 "full" is ZeroScope at 576x320x24: 1,411 M parameters. Random weights cost the same memory and time as learned ones.
 """
@@ -35,7 +35,7 @@ RANK = 32                                 # of the LoRAs that fuse and sample re
 
 @dataclass(frozen=True)
 class Size:
-    """unet, vae, text: the parts' configs, where they differ from the libraries' defaults."""
+    """unet, vae, text: the parts' configs, where they differ from the libraries' defaults. rank: of what learns."""
 
     video: Video
     unet: dict
@@ -59,6 +59,12 @@ SIZES = {
                 dict(block_out_channels=(32, 64, 64, 64), layers_per_block=1, latent_channels=4,
                      down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
                 dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8), rank=16),
+    "bench": Size(Video(8, 8, 128, 128),                                            # 58 M parameters
+                  dict(sample_size=16, layers_per_block=2, block_out_channels=(64, 128, 256, 256),
+                       cross_attention_dim=256, attention_head_dim=32),
+                  dict(block_out_channels=(32, 64, 64, 64), layers_per_block=1, latent_channels=4,
+                       down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+                  dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8), rank=16),
     "full": Size(Video(24, 8, 320, 576),
                  dict(sample_size=(40, 72)),
                  dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
@@ -113,33 +119,33 @@ def _new(name: str, settings: dict) -> nn.Module:
 # -- what a stage does over and over ---------------------------------------------------------------------------------
 def learn_subject(backbone: RandomBase, turns: int) -> None:
     """L_sub on a photo and L_reg on a clip, with the gradient to the token through the text encoder."""
-    clips = [("a red circle", _latents(backbone)), ("a blue square", _latents(backbone))]
+    clips = [("a red circle", latents(backbone)), ("a blue square", latents(backbone))]
     options = LearnSubjectOptions(steps=turns, rank=backbone.rank)
-    learn_subject_tensors(backbone, _latents(backbone, 1), "toy", "square", clips, options)
+    learn_subject_tensors(backbone, latents(backbone, 1), "toy", "square", clips, options)
 
 
 def learn_motion(backbone: RandomBase, turns: int) -> None:
     """The appearance-free target, and the step towards it."""
     options = LearnMotionOptions(steps=turns, rank=backbone.rank)
-    learn_motion_tensors(backbone, _latents(backbone), _vectors(backbone), _vectors(backbone), options)
+    learn_motion_tensors(backbone, latents(backbone), vectors(backbone), vectors(backbone), options)
 
 
 def fuse(backbone: RandomBase, turns: int) -> None:
     """L_fusion over two subjects, and L_attn of a composition at every layer."""
-    both = _vectors(backbone)
-    teachers = [Teacher(name, torch.empty(0), _lora(backbone, "subject"), both, _latents(backbone))
+    both = vectors(backbone)
+    teachers = [Teacher(name, torch.empty(0), lora(backbone, "subject"), both, latents(backbone))
                 for name in ("dog", "toy")]
     masks = torch.zeros(1, 2, backbone.frames, backbone.height, backbone.width)
-    group = Group(("dog", "toy"), _latents(backbone), masks, both, (range(2, 3), range(5, 6)))
+    group = Group(("dog", "toy"), latents(backbone), masks, both, (range(2, 3), range(5, 6)))
     fuse_loras(backbone, teachers, [group], FuseOptions(steps=turns), report=lambda **facts: gc.collect())
 
 
 def sample(backbone: RandomBase, turns: int, guided: bool = False, layers: str = "mid") -> None:
     """Steps of Algorithm 1, both branches."""
-    both, empty, words = _vectors(backbone), _vectors(backbone), [range(2, 3), range(5, 6)]
+    both, empty, words = vectors(backbone), vectors(backbone), [range(2, 3), range(5, 6)]
     cross, time = (sites_of(backbone, layers, kind, axis) for kind, axis in (("cross", "space"), ("self", "time")))
-    x = _latents(backbone)
-    with branches(backbone.denoiser, {who: _lora(backbone, who) for who in ("subject", "motion")}) as rows:
+    x = latents(backbone)
+    with branches(backbone.denoiser, {who: lora(backbone, who) for who in ("subject", "motion")}) as rows:
         for _ in range(turns):
             gc.collect()
             x, _facts = collaborative_step(
@@ -157,7 +163,7 @@ def encode(backbone: RandomBase, turns: int) -> None:
 def decode(backbone: RandomBase, turns: int) -> None:
     """After sampling, with the denoiser in its place."""
     for _ in range(turns):
-        backbone.decode(_latents(backbone))
+        backbone.decode(latents(backbone))
 
 
 @dataclass(frozen=True)
@@ -197,25 +203,25 @@ def expected(name: str, size: Size, folder: Path, dtype: str, low_memory: bool) 
     return max(found.phases[phase] for phase in phases)
 
 
-def _latents(backbone: RandomBase, frames: int | None = None) -> Tensor:
+def latents(backbone: UNet3D, frames: int | None = None) -> Tensor:
     return torch.randn(1, backbone.latent_channels, frames or backbone.frames, *backbone.latent_size,
                        device=backbone.device, dtype=torch.promote_types(backbone.dtype, torch.float32))
 
 
-def _vectors(backbone: RandomBase) -> Tensor:
+def vectors(backbone: RandomBase) -> Tensor:
     """A prompt, (1, L, D). The text encoder is not there when it was read before."""
     return torch.randn(1, backbone.length, config(backbone.folder, "unet")["cross_attention_dim"],
                        device=backbone.device, dtype=backbone.dtype)
 
 
-def _lora(backbone: RandomBase, who: str) -> Lora:
-    """One that changes something, of the default rank, as a stage would have left it in a file."""
+def lora(backbone: UNet3D, who: str, rank: int = RANK) -> Lora:
+    """One that changes something, as a stage would have left it in a file."""
     tensors, place = {}, "meta" if backbone.device.type == "meta" else "cpu"
     for path in backbone.targets(who):
         layer = backbone.denoiser.get_submodule(path)
-        tensors[f"{path}.lora_A.weight"] = 0.1 * torch.randn(RANK, layer.in_features, device=place)
-        tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, RANK, device=place)
-    return Lora(tensors, RANK, RANK)
+        tensors[f"{path}.lora_A.weight"] = 0.1 * torch.randn(rank, layer.in_features, device=place)
+        tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(layer.out_features, rank, device=place)
+    return Lora(tensors, rank, rank)
 
 
 def operations(name: str, size: Size, folder: Path, low_memory: bool) -> float:
