@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from . import segmenters
+from .core.cache import Cache
 from .core.cutmix import Cut, recast
+from .core.denoise import go_on
 from .core.errors import BadInput
 from .core.report import Report, silent
 from .core.takes import read_take, read_track
@@ -20,35 +25,56 @@ from .segmenters import Segmenter, Setup, models
 SEEN = 0.5      # a video counts if its subject is found in at least this share of its frames
 
 
-def finder_of(project: Workspace, options: FuseOptions | SampleOptions, device: str) -> Segmenter:
+class Finder:
     """The segmenter of fuse or sample: its name and threshold are theirs, everything else is what the project says of
-    segment."""
-    own = resolve("segment", project.settings)
-    setup = Setup(device, options.threshold, own.box_threshold, own.text_threshold, "one",
-                  models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
-    return segmenters.load(options.segmenter, setup)
+    segment. What it drew is kept in the cache; its networks are loaded when something is to be drawn."""
+
+    def __init__(self, project: Workspace, options: FuseOptions | SampleOptions, device: str, report: Report = silent
+                 ) -> None:
+        own = resolve("segment", project.settings)
+        self._name, self._setup = options.segmenter, Setup(
+            device, options.threshold, own.box_threshold, own.text_threshold, "one",
+            models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
+        self._cache = Cache(project, models.identity(self._name, self._setup), report)
+
+    @cached_property
+    def _segmenter(self) -> Segmenter:
+        return segmenters.load(self._name, self._setup)
+
+    def masks(self, videos: Sequence[np.ndarray], phrase: str) -> list[np.ndarray]:
+        """Where the phrase is in each of several videos, uint8 (F, H, W, 3) -> bool (F, H, W) each."""
+        def job(video: np.ndarray) -> tuple[list, Callable[[], Tensor]]:
+            def make() -> Tensor:
+                go_on()
+                return torch.from_numpy(np.packbits(self._segmenter.masks(video, [phrase])[phrase].masks))
+
+            return [video, phrase], make
+
+        drawn = self._cache.several("masks", [job(video) for video in videos])
+        return [np.unpackbits(bits.numpy(), count=video[..., 0].size).astype(bool).reshape(video.shape[:3])
+                for bits, video in zip(drawn, videos)]
 
 
-def from_videos(name: str, videos: Sequence[np.ndarray], finder: Segmenter, class_word: str,
-                report: Report = silent) -> list[Cut]:
+def from_videos(name: str, videos: Sequence[np.ndarray], finder: Finder, class_word: str, report: Report = silent
+                ) -> list[Cut]:
     """The videos (F, H, W, 3) of one subject in which it was found, with its masks. Raises BadInput for none."""
-    tracks = [np.asarray(finder.masks(video, [class_word])[class_word].masks) for video in videos]
+    tracks = finder.masks(videos, class_word)
     cuts = [Cut(video, track) for video, track in zip(videos, tracks) if track.any((1, 2)).mean() >= SEEN]
     return _counted(cuts, len(videos), f"videos that the LoRA of '{name}' makes", class_word,
                     "look at the subject's preview; then train it longer", report)
 
 
 def from_photos(name: str, photos: Sequence[Path], masks: Path | None, shape: tuple[int, int, int],
-                finder: Callable[[], Segmenter], class_word: str, report: Report = silent) -> list[Cut]:
-    """The photos of one subject in which it was found, with its masks: those of `segment`, else those of the segmenter
-    that `finder` loads, which looks at their middles. shape: (F, H, W), how often each is repeated and what size it is
-    brought to. Raises BadInput for none."""
+                finder: Finder, class_word: str, report: Report = silent) -> list[Cut]:
+    """The photos of one subject in which it was found, with its masks: those of `segment`, else the finder's, which
+    looks at their middles. shape: (F, H, W), how often each is repeated and what size it is brought to. Raises BadInput
+    for none."""
     frames, *size = shape
     found = read_photos(photos, masks, report)
     if masks is None:
-        pictures = np.stack([photo.fitted(tuple(size)).picture for photo in found])
-        look = finder()
-        held = [Photo(picture, look.masks(picture[None], [class_word])[class_word].masks[0]) for picture in pictures]
+        pictures = [photo.fitted(tuple(size)).picture for photo in found]
+        drawn = finder.masks([picture[None] for picture in pictures], class_word)
+        held = [Photo(picture, mask[0]) for picture, mask in zip(pictures, drawn)]
     else:
         held = [photo.holding(tuple(size)) for photo in found if photo.mask is not None]
     cuts = [Cut.of_photo(photo.picture, photo.mask, frames) for photo in held if photo.mask.any()]

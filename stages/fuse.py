@@ -23,12 +23,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import STAGES
@@ -37,7 +36,7 @@ from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
 from .core.attention import run_until, watch, word_maps
 from .core.cutmix import Cut, cutmix
-from .core.denoise import draw, encode, gaussian, go_on, noised, pick, seed_of, sites_of
+from .core.denoise import draw, drawing, encode, gaussian, noised, pick, seed_of, sites_of
 from .core.errors import UsageError
 from .core.lora import Lora, branches, load_tokens, mean, provenance, save, training
 from .core.lora import load as load_lora
@@ -47,7 +46,7 @@ from .core.team import ALONE, Team, mean_over, on_devices
 from .core.train import fit, schedule
 from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
-from .cuts import finder_of, from_photos, from_videos
+from .cuts import Finder, from_photos, from_videos
 from .options import FuseOptions
 from .prompts import placeholder, subject_prompt, together_prompt, token_span
 
@@ -95,20 +94,21 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
     taught = 1 if plan.options.teachers == "turns" else len(names)
     team.require(taught * plan.options.batch + _composing(plan.options), "fuse")
     with plan.making(report, force=force, team=team) as out:
-        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
+                                     report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         teachers = []
         for name in names:
             token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
-                                    cache=plan.checkpoints, report=report, team=team))
-        finder = cache(partial(finder_of, project, options, device))                # loaded where it is needed
+                                    report=report, team=team))
+        finder = Finder(project, options, device, report)
         videos = {t.name: [backbone.decode(x[None])[0] for x in t.latents] for t in teachers}
         cuts = {}
         for name, class_word in plan.request["subjects"].items():
             photos, masks = (plan.inputs.get(f"{name}/{label}") for label in ("images", "masks"))
             cuts[name] = (from_photos(name, photos, masks, videos[name][0].shape[:3], finder, class_word, report)
-                          if photos else from_videos(name, videos[name], finder(), class_word, report))
+                          if photos else from_videos(name, videos[name], finder, class_word, report))
         groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
         lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
                           identity=plan.identity, report=report, team=team)
@@ -202,34 +202,27 @@ def composition_losses(backbone: Backbone, group: Group, sites: Sequence, genera
 
 # -- training videos -------------------------------------------------------------------------------------------------
 def teacher(backbone: Backbone, name: str, token: Tensor, lora: Lora, options: FuseOptions, *, seed: int = 0,
-            cache: Path | None = None, report: Report = silent, team: Team = ALONE) -> Teacher:
-    """Sample the training videos of one subject from its own LoRA. cache: where they wait for a resumed run. team:
-    those who share the drawing; all get all videos."""
-    path = cache / f"videos-{name}.safetensors" if cache else None
+            report: Report = silent, team: Team = ALONE) -> Teacher:
+    """Sample the training videos of one subject from its own LoRA, but for those that are in the cache. team: those who
+    share the drawing; all get all videos."""
+    prompt, tokens, mine = subject_prompt(name), {placeholder(name): token}, range(team.rank, options.videos, team.size)
     with torch.no_grad():
-        vectors = backbone.embed([subject_prompt(name)], {placeholder(name): token})
-    if path and path.is_file():
-        return Teacher(name, token, lora, vectors, load_file(path)["latents"].to(backbone.device))
-    videos = []
-    for v in range(options.videos):
-        go_on()
-        x_T = gaussian(backbone, backbone.frames, seed_of(seed, name, v))
-        videos.append(torch.zeros_like(x_T) if v % team.size != team.rank else draw(
-            backbone, subject_prompt(name), x_T, tokens={placeholder(name): token}, lora=lora,
-            steps=options.video_steps, guidance=options.guidance, unconditional=options.unconditional))
-        report(step=v + 1, of=options.videos, drawing=name)
-    latents = team.total(torch.cat(videos))
-    if path and team.main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": latents.cpu()}, half := path.with_suffix(".partial"))
-        half.replace(path)
-    return Teacher(name, token, lora, vectors, latents)
+        vectors = backbone.embed([prompt], tokens)
+    noise = [gaussian(backbone, backbone.frames, seed_of(seed, name, v)) for v in range(options.videos)]
+    jobs = [drawing(backbone, prompt, noise[v], tokens=tokens, lora=lora, steps=options.video_steps,
+                    guidance=options.guidance, unconditional=options.unconditional) for v in mine]
+    videos = [torch.zeros_like(x_T) for x_T in noise]
+    for v, x_0 in zip(mine, backbone.cache.several("videos", jobs, made=lambda k: report(
+            step=mine[k] + 1, of=options.videos, drawing=name))):
+        videos[v] = x_0.to(backbone.device)
+    return Teacher(name, token, lora, vectors, team.total(torch.cat(videos)))
 
 
 def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[str, list[Cut]], options: FuseOptions, *,
                    seed: int = 0) -> list[Group]:
     """options.compositions of CutMix, shared out among all groups of options.together subjects in every order
-    (**ours**: prompts name them in any), one each at least; latents and text vectors are computed once."""
+    (**ours**: prompts name them in any), one each at least; latents and text vectors are computed once. The latents are
+    not kept in the cache: they are many, any other option or seed makes others, and the VAE is loaded anyway."""
     orders = list(itertools.permutations(teachers, min(options.together, len(teachers))))
     groups = []
     for members in orders:
@@ -242,7 +235,7 @@ def compose_groups(backbone: Backbone, teachers: Sequence[Teacher], cuts: dict[s
         words = tuple(token_span(places, range(1 + 3 * n, 2 + 3 * n)) for n in range(len(names)))
         with torch.no_grad():
             vectors = backbone.embed([prompt], tokens)
-        latents = torch.cat([encode(backbone, part.frames[None]) for part in made])
+        latents = torch.cat([encode(backbone, part.frames[None], keep=False) for part in made])
         masks = torch.as_tensor(np.stack([part.masks for part in made]))
         groups.append(Group(names, latents, masks.to(backbone.device), vectors, words))
     return groups

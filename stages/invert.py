@@ -20,7 +20,7 @@ from . import STAGES
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.denoise import denoising_loss, draw, encode, gaussian, invert_clip
+from .core.denoise import denoising_loss, draw, drawing, encode, gaussian, invert_clip
 from .core.errors import BadInput
 from .core.framing import fit_size
 from .core.lora import save_tokens
@@ -61,7 +61,7 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
     if team.first_says(bool(plan.state())) and not force:
         return plan.artifact()
     with plan.making(report, force=force, team=team) as out:
-        backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory)
+        backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory, report=report)
         plan.facts["run on"] = backbone.run_on
         size = (backbone.height, backbone.width)
         actors = _actors(project, motion, plan.request.get("prompt"))
@@ -74,7 +74,7 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
             x_0 = encode(backbone, clip_FHWC[None])
             steps, refine = plan.options.inversion_steps, plan.options.inversion_refine
             noise = invert_clip(backbone, x_0, steps=steps, refine=refine, report=report)
-            back = draw(backbone, "", noise, guidance=1.0, steps=steps)
+            back = backbone.cache.tensor("videos", *drawing(backbone, "", noise, guidance=1.0, steps=steps)).to(x_0)
             shown, error = backbone.decode(back)[0], float((back - x_0).norm() / x_0.norm())
             plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
             report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
@@ -163,7 +163,7 @@ def _token_rows(project: Workspace, backbone: Backbone, crops: Mapping[str, Crop
     rows = []
     for actor, part in crops.items():
         x_0 = draw(backbone, subject_prompt(actor), gaussian(backbone, 1, seed), tokens=tokens, steps=look.steps,
-                   guidance=look.guidance)
+                   guidance=look.guidance, keep=False)
         hidden = np.where(part.mask[..., None], part.picture, part.picture // 3)
         rows.append((f"{actor}: crop, mask, token", np.stack([part.picture, hidden, backbone.decode(x_0)[0, 0]])))
     return rows

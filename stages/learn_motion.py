@@ -55,7 +55,8 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
                        'say it: --prompt "a [person] is riding a [horse]", or motion.prompt in project.yaml')
     team.require(plan.options.batch, "learn-motion")
     with plan.making(report, force=force, team=team) as out:
-        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
+                                     report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         tokens = load_tokens(plan.inputs["tokens"])
         c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)

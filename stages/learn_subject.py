@@ -58,7 +58,8 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
                        f"give it a plain word: --class dog, or subjects.{subject}.class in project.yaml")
     team.require(plan.options.batch + (plan.options.lambda1 > 0), "learn-subject")
     with plan.making(report, force=force, team=team) as out:
-        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory), plan.options
+        backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
+                                     report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         photos = [photo.fitted((backbone.height, backbone.width), options.fit)
                   for photo in read_photos(plan.inputs["images"], plan.inputs.get("masks"), report)]
@@ -70,7 +71,7 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
         def preview(step: int, token: Tensor, lora: Lora) -> None:
             x_0 = draw(backbone, subject_prompt(subject), gaussian(backbone, backbone.frames, seed),
                        tokens={placeholder(subject): token}, lora=lora, steps=options.video_steps,
-                       guidance=options.guidance, unconditional=options.unconditional)
+                       guidance=options.guidance, unconditional=options.unconditional, keep=False)
             previews.add(step, backbone.decode(x_0)[0])
 
         token, lora = learn_subject_tensors(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from .core.sheets import contact_sheet
 from .core.takes import FACTS, read_take
 from .core.video import read_images, write_frames, write_video
 from .core.workspace import Artifact, Plan, Workspace
-from .cuts import finder_of, from_photos, recast_clip
+from .cuts import Finder, from_photos, recast_clip
 from .options import SampleOptions
 from .orders import sample_plans, target_of
 from .prompts import TargetPrompt, listed, motion_prompt, placeholder, roles, token_span
@@ -71,7 +70,8 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
             if asked_to_stop():
                 raise Interrupted(f"stopped before video {index + 1} of {len(plans)}", "run the same command again")
             with plan.making(report, force=force) as out:
-                backbone = backbone or load_for(project, device=device, dtype=dtype, low_memory=low_memory)
+                backbone = backbone or load_for(project, device=device, dtype=dtype, low_memory=low_memory,
+                                                report=report)
                 plan.facts["run on"] = backbone.run_on
                 _make(project, backbone, plan, out, report)
         artifacts.append(plan.artifact())
@@ -131,10 +131,11 @@ def initial_noise(backbone: Backbone, inverted: Tensor | None, options: SampleOp
 def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: TargetPrompt, *, report: Report = silent
                  ) -> tuple[np.ndarray, Tensor]:
     """(frames (F, H, W, 3) of the motion's clip with a photo of each subject of the prompt in its actor's place, the
-    noise (1, C, F, h, w) inverted from them the way that invert went for the clip itself)."""
+    noise (1, C, F, h, w) inverted from them the way that invert went for the clip itself: kept in the cache, so once
+    for all videos that start from the same clip)."""
     motion, options = plan.request["motion"], plan.options
     shape = (options.frames or backbone.frames, backbone.height, backbone.width)
-    finder = cache(partial(finder_of, project, options, str(backbone.device)))     # loaded where it is needed
+    finder = Finder(project, options, str(backbone.device), report)
     parts = roles(target, motion_prompt(project.motion(motion).prompt))
     cuts = {name: from_photos(name, plan.inputs[f"{name}/images"], plan.inputs.get(f"{name}/masks"), shape, finder,
                               project.subject(name).class_word, report) for name in parts.values()}
@@ -143,7 +144,7 @@ def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: Tar
     clip = recast_clip(project.motion_folder(motion), shape, parts, cuts)
     walk = project.manifest(project.motion_folder(motion) / "invert.json")["options"]
     return clip, invert_clip(backbone, encode(backbone, clip[None]), steps=walk["inversion_steps"],
-                             refine=walk["inversion_refine"], report=report)
+                             refine=walk["inversion_refine"], what="the recast clip", report=report)
 
 
 @torch.no_grad()

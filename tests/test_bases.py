@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from stages.backbones import identity, identity_of, licence, load, load_for, locate, origin, terms, video
-from stages.backbones.bases import KNOWN, converted, sha256
+from stages.backbones.bases import KNOWN, converted
 from stages.backbones.fetch import choose
 from stages.backbones.folder import check
+from stages.core import hashes
 from stages.core.errors import BadInput, MissingPrerequisite
 from stages.core.video import write_images
 from stages.core.workspace import Workspace
@@ -190,21 +191,19 @@ def test_a_wrong_videomage_json_is_named(zeroscope, tmp_path, facts):
 
 
 def test_hashes_of_large_files_are_kept(tmp_path, monkeypatch):
-    from stages.backbones import bases
-
-    monkeypatch.setattr(bases, "_KEPT_HASHES", 4)
+    monkeypatch.setattr(hashes, "_KEPT", 4)
     path = tmp_path / "large"
     path.write_bytes(b"12345")
-    first = sha256(path)
+    first = hashes.sha256(path)
     assert first == hashlib.sha256(b"12345").hexdigest()
     kept = json.loads((tmp_path / "home" / "hashes.json").read_text())
     assert [v[2] for v in kept.values()] == [first]
-    monkeypatch.setattr(bases, "_hashes", {})
-    monkeypatch.setattr(bases.hashlib, "sha256", None)              # a new process reads no byte of it
-    assert sha256(path) == first
+    monkeypatch.setattr(hashes, "_hashes", {})
+    monkeypatch.setattr(hashes.hashlib, "sha256", None)              # a new process reads no byte of it
+    assert hashes.sha256(path) == first
     monkeypatch.undo()
     path.write_bytes(b"123456")
-    assert sha256(path) == hashlib.sha256(b"123456").hexdigest()
+    assert hashes.sha256(path) == hashlib.sha256(b"123456").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

@@ -16,7 +16,8 @@ TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", 
     f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
     f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "hints")), *(
     f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (
-        "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub"))}
+        "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub",
+        "hashes"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -159,7 +160,8 @@ def test_two_go_on_where_one_stopped_and_only_the_first_is_heard(both):
 def test_nothing_is_left_behind(both):
     root = both["two"][0]["fuse"].folder.parents[1]
     assert not [path for path in (root / ".partial").rglob("*") if path.is_file()]
-    assert len(list((root / ".cache/auxiliary").rglob("*.safetensors"))) == 4          # two in each dtype, by both
+    kept = Counter(path.parent.name for path in (root / ".cache").rglob("*.*"))
+    assert kept["videos"] == 4 + 1 + 6 and kept["masks"] == 6          # auxiliary in two dtypes, invert's, fuse's
 
 
 def _tensors(artefact) -> dict[str, torch.Tensor]:

@@ -1,9 +1,11 @@
 """The text-to-video models the method can stand on. Imports no torch: a family's file is read when one is loaded."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..core.report import Report, silent
 from ..core.workspace import Workspace
 from .bases import NAMES, Video, identity, licence, locate, on_hub, origin, shape_of, terms, video
 
@@ -39,9 +41,14 @@ def base_of(project: Workspace) -> str:
     return str(folder) if base not in NAMES and (folder / "model_index.json").is_file() else base
 
 
-def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool) -> UNet3D:
-    """The base of a project, making what the project's `video` asks for."""
-    return load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory)
+def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool, report: Report = silent) -> UNet3D:
+    """The base of a project, making what the project's `video` asks for, with the project's cache. What it keeps there
+    is for bases of this content on this kind of device: which one of several alike makes no difference."""
+    from ..core.cache import Cache
+
+    backbone = load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory)
+    backbone.cache = Cache(project, [backbone.revision, re.sub(r"(?<=^cuda):\d+", "", backbone.run_on)], report)
+    return backbone
 
 
 def identity_of(project: Workspace) -> dict[str, object]:

@@ -6,18 +6,17 @@ downloads (HF_HOME), and for one that was converted (convert.py) in `home()`.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
 
 from ..core.errors import BadInput, MissingPrerequisite
+from ..core.hashes import content, home
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "base"
 SHAPE = Path(__file__).parent / "shape"                # the configs that the bases of KNOWN share, for estimates
@@ -25,7 +24,6 @@ UNKNOWN = "not stated"
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _READ = {".json", ".txt", ".safetensors"}              # what `load` reads of them, and what a revision covers
-_KEPT_HASHES = 2**26                                   # bytes from which on a file's hash is kept between runs
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,6 @@ KNOWN: dict[str, Known] = {
     "modelscope": Known("damo-vilab/text-to-video-ms-1.7b", None, "CC-BY-NC-4.0", 3.7, Video(16, 8, 256, 256)),
 }
 NAMES = ("sprites", *KNOWN)
-
-
-def home() -> Path:
-    """Where converted bases and kept hashes lie: VIDEOMAGE_HOME, else videomage/ in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VIDEOMAGE_HOME") or Path(cache) / "videomage")
 
 
 def known(base: str) -> Known | None:
@@ -236,52 +228,8 @@ def _own_facts(folder: Path) -> dict[str, object]:
     return found
 
 
-# -- hashes ----------------------------------------------------------------------------------------------------------
-_hashes: dict[str, list] = {}                          # path -> [size, mtime in ns, sha256], of this process
-
-
 def _content(folder: Path) -> str:
     """Of what `load` reads: the files of the five parts, which may be linked folders, and the two beside them."""
     parts = [path for part in _PARTS if (folder / part).is_dir() for path in sorted((folder / part).iterdir())]
-    whole = hashlib.sha256()
-    for path in (folder / "model_index.json", folder / "videomage.json", *parts):
-        if path.suffix in _READ and path.is_file():
-            whole.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    return whole.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hash of one file. Gigabytes take long to read: those of large files are kept in `home()`, with the size and time
-    stamp that they belong to."""
-    facts, key = path.stat(), str(path.resolve())
-    stamp = [facts.st_size, facts.st_mtime_ns]
-    kept = home() / "hashes.json"
-    large = facts.st_size >= _KEPT_HASHES
-    if key not in _hashes and large:
-        _hashes.update({k: v for k, v in _read_hashes(kept).items() if k not in _hashes})
-    if _hashes.get(key, [])[:2] != stamp:
-        with path.open("rb") as handle:
-            digest = hashlib.sha256()
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        _hashes[key] = [*stamp, digest.hexdigest()]
-        if large:
-            _keep(kept, {**_read_hashes(kept), key: _hashes[key]})
-    return _hashes[key][2]
-
-
-def _keep(path: Path, hashes: dict[str, list]) -> None:
-    """Best effort: where the cache cannot be written, the next run reads the files again."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(hashes), encoding="utf-8")
-        partial.replace(path)
-
-
-def _read_hashes(path: Path) -> dict[str, list]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    there = (folder / "model_index.json", folder / "videomage.json", *parts)
+    return content(folder, [path for path in there if path.suffix in _READ and path.is_file()])

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import BadInput, OutOfResources, UsageError
+from ..core.hashes import home
 from ..core.hub import licence_of, missing_room, room, the_hub
 from ..core.report import Report, silent
-from .bases import converted, find, home, licence, locate, on_hub
+from .bases import converted, find, licence, locate, on_hub
 from .folder import check, check_index, is_pickle, is_weights
 
 PARTS = ("unet", "vae", "text_encoder")

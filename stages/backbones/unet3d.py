@@ -9,9 +9,9 @@ Legend: B batch, F frames, H W pixels, h w latent cells, C latent channels, L te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.attention import Site
+from ..core.cache import Cache
 from ..core.errors import UsageError
 from . import clip_text
 from .bases import Video, config
@@ -61,6 +62,7 @@ class UNet3D:
             origin or {"base": name, "revision": revision})
         self.frames, self.fps, self.height, self.width = video.frames, video.fps, video.height, video.width
         self.device, self.dtype, self.low_memory = torch.device(device), DTYPES[dtype], low_memory
+        self.cache = Cache()                       # where encode and embed look first; load_for gives it the project's
         self._folder, self._weights, self._parts = folder, weights, {}
         with quietly(folder):
             self._scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
@@ -110,6 +112,16 @@ class UNet3D:
             if not here and not stay:
                 part.to(self._waiting)
 
+    def _each(self, kind: str, part: str, jobs: Sequence[tuple[Sequence, Callable[[nn.Module], Tensor]]],
+              keep: bool = True) -> Tensor:
+        """Of each job (key, what the part makes of it (1, ...)) the result, from the cache or made, in one tensor. The
+        part comes to the device once, where it is needed. One by one: a result depends on its own key alone, to the
+        last bit, and on no company."""
+        with ExitStack() as visit:
+            at_work = cache(lambda: visit.enter_context(self._at_work(part)))
+            return torch.cat([self.cache.tensor(kind, key, lambda: make(at_work()), keep=keep).to(self.device)  # noqa: B023
+                              for key, make in jobs])
+
     @cached_property
     def sites(self) -> list[Site]:
         return _sites(self.denoiser)
@@ -121,15 +133,17 @@ class UNet3D:
 
     # ------------------------------------------------------------------------------------------------ pixels, latents
     @torch.no_grad()
-    def encode(self, frames_BFHWC: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, F, H, W, 3) -> latents (B, C, F, h, w): the posterior's mean, scaled. A photo has F = 1."""
+    def encode(self, frames_BFHWC: np.ndarray | Tensor, *, keep: bool = True) -> Tensor:
+        """uint8 (B, F, H, W, 3) -> latents (B, C, F, h, w): the posterior's mean, scaled. A photo has F = 1. keep: in
+        the cache, where there is one."""
         frames = torch.as_tensor(np.ascontiguousarray(frames_BFHWC))
-        pictures = frames.flatten(0, 1).permute(0, 3, 1, 2)                          # (B F, 3, H, W)
-        with self._at_work("vae") as vae:
-            latents = [vae.encode(some.to(self.device, self.dtype) / 127.5 - 1).latent_dist.mean
-                       for some in pictures.split(1 if self.low_memory else _CHUNK)]
-        x = torch.cat(latents) * vae.config.scaling_factor
-        return x.unflatten(0, frames.shape[:2]).transpose(1, 2).contiguous()
+        return self._each("latents", "vae", [([clip], partial(self._encode, clip)) for clip in frames], keep)
+
+    def _encode(self, frames_FHWC: Tensor, vae: AutoencoderKL) -> Tensor:
+        pictures = frames_FHWC.permute(0, 3, 1, 2)                                   # (F, 3, H, W)
+        latents = [vae.encode(some.to(self.device, self.dtype) / 127.5 - 1).latent_dist.mean
+                   for some in pictures.split(1 if self.low_memory else _CHUNK)]
+        return (torch.cat(latents) * vae.config.scaling_factor).transpose(0, 1)[None]
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
@@ -142,16 +156,22 @@ class UNet3D:
         return frames.unflatten(0, (len(x), -1)).contiguous().numpy()
 
     # --------------------------------------------------------------------------------------------------------- text
-    def embed(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None) -> Tensor:
+    def embed(self, prompts: Sequence[str], tokens: Mapping[str, Tensor] | None = None, *, keep: bool = True) -> Tensor:
         """Prompts -> text vectors (B, L, D); "" is the unconditional prompt.
 
         tokens: {"<toy>": (n, width)}: where a prompt says <toy>, these n rows stand in for looked-up token embeddings.
-        Neither tokenizer nor encoder changes, and gradients flow into the given rows.
+        Neither tokenizer nor encoder changes, and gradients flow into the given rows. keep: in the cache, where there
+        is one and no gradient is asked for.
         """
         tokens = tokens or {}
-        learning = torch.is_grad_enabled() and any(rows.requires_grad for rows in tokens.values())
-        with self._at_work("text_encoder", stay=learning) as encoder:        # its weights are needed on the way back
-            return clip_text.embed(self.tokenizer, encoder, self._text_length, prompts, tokens)
+        if torch.is_grad_enabled() and any(rows.requires_grad for rows in tokens.values()):
+            with self._at_work("text_encoder", stay=True) as encoder:        # its weights are needed on the way back
+                return clip_text.embed(self.tokenizer, encoder, self._text_length, prompts, tokens)
+        own = [(prompt, {name: rows for name, rows in tokens.items() if name in prompt}) for prompt in prompts]
+        return self._each("text", "text_encoder", [(one, partial(self._embed, *one)) for one in own], keep)
+
+    def _embed(self, prompt: str, tokens: Mapping[str, Tensor], encoder: CLIPTextModel) -> Tensor:
+        return clip_text.embed(self.tokenizer, encoder, self._text_length, [prompt], tokens)
 
     def positions(self, prompt: str, tokens: Mapping[str, Tensor] | Iterable[str] = ()) -> list[tuple[str, range]]:
         """Each whitespace word of the prompt, without the punctuation around it -> its positions in L.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import losses
 from .attention import Site, choose
+from .cache import digest
 from .collaborate import Branch, sample_loop
 from .errors import Interrupted, UsageError
 from .lora import Lora, branches
@@ -78,9 +79,9 @@ def sites_of(backbone: Backbone, where: str, kind: str, axis: str) -> list[Site]
         raise UsageError(f"layers is '{where}', but {unknown}") from None
 
 
-def encode(backbone: Backbone, frames_BFHWC: np.ndarray) -> Tensor:
-    """uint8 frames -> latents (B, C, F, h, w) in float32 or better."""
-    x = backbone.encode(frames_BFHWC)
+def encode(backbone: Backbone, frames_BFHWC: np.ndarray, *, keep: bool = True) -> Tensor:
+    """uint8 frames -> latents (B, C, F, h, w) in float32 or better. keep: in the cache, where there is one."""
+    x = backbone.encode(frames_BFHWC, keep=keep)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -92,31 +93,53 @@ def gaussian(backbone: Backbone, frames: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None,
-         lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own") -> Tensor:
+         lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own", keep: bool = True
+         ) -> Tensor:
     """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the base under this LoRA: x_T -> x_0, both
-    (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base"."""
-    vectors = backbone.embed([prompt, ""], tokens or {})
+    (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base".
+    keep: the prompt's vectors in the cache; not those of a token that is on its way."""
+    vectors = backbone.embed([prompt, ""], tokens, keep=keep)
     alone = Branch(vectors[:1], vectors[1:], row="lora", from_base=unconditional == "base")
     with branches(backbone.denoiser, {"lora": lora}) as rows:
         return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
                            alpha_m=0.0, beta_s=1.0, beta_m=0.0)
 
 
+def drawing(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None,
+            lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own"
+            ) -> tuple[Sequence, Callable[[], Tensor]]:
+    """`draw` as a job (key, make) of the cache's "videos": for samples that are learned from again and again."""
+    key = [backbone.embed([prompt, ""], tokens), x_T, lora and [lora.tensors, lora.scaling], steps, guidance,
+           unconditional]
+
+    def make() -> Tensor:
+        go_on()
+        return draw(backbone, prompt, x_T, tokens=tokens, lora=lora, steps=steps, guidance=guidance,
+                    unconditional=unconditional)
+
+    return [digest(*key)], make
+
+
 @torch.no_grad()
-def invert_clip(backbone: Backbone, x_0: Tensor, *, steps: int, refine: int = 0, report: Report = silent) -> Tensor:
+def invert_clip(backbone: Backbone, x_0: Tensor, *, steps: int, refine: int = 0, what: str = "the clip",
+                report: Report = silent) -> Tensor:
     """DDIM inversion of a clip, x_0 -> eps_m, both (1, C, F, h, w) (METHOD 5, supplement 7.1), under the empty prompt
     and without guidance: `draw` with "" and guidance 1 comes back from it. **Ours**: the paper names DDIM inversion
     only; what the prompt says the noise need not hold, and here it shall hold the clip's layout and paths.
-    refine: see noise.ddim_invert."""
+    refine: see noise.ddim_invert. what: is being inverted, for the report. Kept in the cache."""
     vectors, acp = backbone.embed([""]), backbone.alphas_cumprod
     done, forwards = itertools.count(1), steps * (1 + refine)
 
     def eps_at(x: Tensor, t: int) -> Tensor:
         at = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-        report(step=next(done), of=forwards, t=t)
+        report(step=next(done), of=forwards, t=t, inverting=what)
         return to_eps(backbone.predict(x, at, vectors), x, at, acp, backbone.predicts)
 
-    return ddim_invert(eps_at, x_0, backbone.timesteps(steps), acp, refine=refine, final_alpha=backbone.final_alpha)
+    def make() -> Tensor:
+        return ddim_invert(eps_at, x_0, backbone.timesteps(steps), acp, refine=refine,
+                           final_alpha=backbone.final_alpha)
+
+    return backbone.cache.tensor("noise", [x_0, vectors, steps, refine], make).to(x_0.device)
 
 
 def go_on() -> None:

@@ -18,8 +18,8 @@ from ..core.errors import BadInput, UsageError
 from ..core.vision import Preparation, Words, checked_frames, in_chunks, read_model
 from ..sprites.looks import SMALL
 from . import Hint, Masks, Setup, Source, confidence, no_hints
+from .models import CLIPSEG
 
-SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "clipseg"
 WHAT = "the CLIPSeg model"
 REMEDY = ("Give a folder with a CLIPSegForImageSegmentation and its tokenizer; or draw the masks yourself: "
           "--segmenter given --masks FOLDER")
@@ -29,7 +29,7 @@ class ClipSeg:
     """Holds the network. Of the setup: device, model, threshold."""
 
     def __init__(self, setup: Setup) -> None:
-        folder = Path(setup.model or SPRITES)
+        folder = Path(setup.model or CLIPSEG)
         self.device, self.threshold = setup.device, setup.threshold
         self.usual = () if setup.model else tuple(f"{colour} object" for colour in SMALL.colours)
         self.network = read_model({"clipseg": CLIPSegForImageSegmentation.from_pretrained}, folder, WHAT, REMEDY,

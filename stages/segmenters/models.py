@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, MissingPrerequisite
+from ..core.hashes import content
 
 if TYPE_CHECKING:
     from ..core.workspace import Workspace
+    from . import Setup
 
+READ = (".json", ".txt", ".safetensors")
 NAME = "grounded-sam2"              # what `videomage fetch` calls the two together
 
 
@@ -31,6 +34,9 @@ class Weights:
 PACKAGE_LINE = ("pip install 'setuptools>=70.1' 'hydra-core>=1.3.2' 'iopath>=0.1.10' && "
                 "SAM2_BUILD_CUDA=0 pip install --no-build-isolation --no-deps sam2==1.1.0")
 FAMILIES = ("IDEA-Research/grounding-dino", "facebook/sam2")      # how the repositories of such models begin
+CLIPSEG = Path(__file__).parent.parent / "sprites" / "weights" / "clipseg"       # comes with the package
+SHAPING = {"clipseg": ("threshold",),                               # what of a Setup each one's masks depend on
+           "grounded-sam2": ("threshold", "box_threshold", "text_threshold", "instances", "through")}
 KNOWN = (Weights("Grounding DINO", "IDEA-Research/grounding-dino-tiny", "Apache-2.0", 690),
          Weights("SAM2", "facebook/sam2.1-hiera-tiny", "Apache-2.0", 156))
 
@@ -80,5 +86,24 @@ def locate(name: str, what: str) -> Path:
 def revision(name: str) -> str:
     """A model as a manifest names it: "owner/name@commit" of one of the hub, the last part of a folder's name."""
     folder = find(name)
-    at_commit = folder is not None and folder.parent.name == "snapshots"
-    return f"{name.partition('@')[0]}@{folder.name}" if at_commit else Path(name).name
+    return f"{name.partition('@')[0]}@{folder.name}" if _at_commit(folder) else Path(name).name
+
+
+def identity(name: str, setup: Setup) -> list:
+    """All that the masks depend on beside the pictures and the phrases, for a segmenter that looks for itself: its
+    name, what of the setup shapes them, the kind of device, and its weights, by their commit on the hub or their
+    content."""
+    weights = {"clipseg": (setup.model or CLIPSEG,), "grounded-sam2": (setup.detector, setup.tracker)}[name]
+    return [name, {key: getattr(setup, key) for key in SHAPING[name]}, setup.device.partition(":")[0],
+            [_content(str(one)) for one in weights]]
+
+
+def _content(name: str) -> str:
+    folder = find(name)
+    if folder is None or _at_commit(folder):
+        return revision(name)
+    return content(folder, sorted(path for path in folder.iterdir() if path.suffix in READ))
+
+
+def _at_commit(folder: Path | None) -> bool:
+    return folder is not None and folder.parent.name == "snapshots"
