@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .merged import merged, slices
 
 if TYPE_CHECKING:
     from ..backbones.unet3d import UNet3D as Backbone
@@ -121,7 +122,7 @@ def training(model: nn.Module, targets: Sequence[str], rank: int = 32, alpha: fl
 
 
 @contextmanager
-def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None]
+def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None], *, merge: bool = False
              ) -> Iterator[Callable[[Sequence[str | None]], None]]:
     """Several LoRAs in one batch, each on rows of its own: the two models of Algorithm 1 in one forward.
 
@@ -132,6 +133,10 @@ def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None]
     A branch may hold several LoRAs, whose changes add up, or None: the base; so does the row None. A spatial layer sees
     B F rows and a temporal one B h w, both with the batch outermost, so a branch is a contiguous slice of either.
     Nothing is switched on or off between forwards, and the factors take part in no gradient.
+
+    merge: W + (alpha / r) B A is computed once for every branch, and its rows go through that: the price of the base
+    alone, for a copy of the adapted layers' weights per branch. It rounds the change to the weights' precision, so it
+    is for float32 and better. Otherwise the change is added to what the layer gives, B (A x).
     """
     held: dict[str | None, list[Lora]] = {None: []}
     held |= {name: [] if lora is None else [lora] if isinstance(lora, Lora) else list(lora)
@@ -144,38 +149,38 @@ def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None]
             raise ValueError(f"no branch is named {sorted(unknown)}; open are {sorted(loras)}")
         now[:] = names
 
-    def add_to(path: str, layer: nn.Module) -> Callable:
-        weight = layer.weight
-        factors = {name: [(*(f.detach().to(weight) for f in lora.factors(path)), lora.scaling)
-                          for lora in some if path + _A in lora.tensors] for name, some in held.items()}
-
-        def on_output(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            assert now and len(output) % len(now) == 0, "say first of which branch each row is: rows([...])"
-            return _add_by_rows(args[0], output, now, factors)
-
-        return on_output
-
-    handles = []
-    try:
-        for path in dict.fromkeys(itertools.chain(*(lora.modules for some in held.values() for lora in some))):
-            layer = _linear(model, path)
-            handles.append(layer.register_forward_hook(add_to(path, layer)))
+    paths = dict.fromkeys(itertools.chain(*(lora.modules for some in held.values() for lora in some)))
+    layers = {path: _linear(model, path) for path in paths}
+    with ExitStack() as stack:
+        for path, layer in layers.items():
+            changes = {name: [lora for lora in some if path + _A in lora.tensors] for name, some in held.items()}
+            stack.enter_context(merged(layer, path, changes, now) if merge else _added(layer, path, changes, now))
         yield rows
+
+
+@contextmanager
+def _added(layer: nn.Module, path: str, changes: Mapping[str | None, Sequence[Lora]], now: Sequence[str | None]
+           ) -> Iterator[None]:
+    """Inside, this layer's output is that of each row's branch, by a hook: output + (alpha / r) B A x."""
+    factors = {name: [(*(f.detach().to(layer.weight) for f in lora.factors(path)), lora.scaling) for lora in some]
+               for name, some in changes.items()}
+
+    def on_output(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return _add_by_rows(args[0], output, slices(now, len(output)), factors)
+
+    handle = layer.register_forward_hook(on_output)
+    try:
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
-def _add_by_rows(x: Tensor, output: Tensor, names: Sequence[str | None], factors: Mapping) -> Tensor:
-    """output + (alpha / r) B A x, with the factors of each row's branch. Rows of one branch are taken together."""
-    per_row, at, parts = len(output) // len(names), 0, []
-    for name, group in itertools.groupby(names):
-        end = at + per_row * len(list(group))
-        part = output[at:end]
+def _add_by_rows(x: Tensor, output: Tensor, groups: Sequence[tuple[str | None, slice]], factors: Mapping) -> Tensor:
+    parts = []
+    for name, part in groups:
+        parts.append(output[part])
         for a, b, scaling in factors[name]:
-            part = part + F.linear(F.linear(x[at:end], a), b) * scaling
-        parts.append(part)
-        at = end
+            parts[-1] = parts[-1] + F.linear(F.linear(x[part], a), b) * scaling
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
