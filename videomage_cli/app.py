@@ -96,9 +96,10 @@ def status(folder: Project = Path(), json: Json = False) -> None:
         rows = _states(project)
         differing = [{"stage": stage, "option": name, "value": value, "paper": paper, "why": why}
                      for stage in STAGES for name, value, paper, why in deviations(stage, project.settings)]
+        kept = sum(facts.st_size for _, facts in project.cached())
         if json:
             return console.out_json({"project": str(project.root), "base": project.settings.base, "artefacts": rows,
-                                     "differs_from_paper": differing})
+                                     "differs_from_paper": differing, "cache_bytes": kept})
         console.table(f"{project.root.resolve()} on {project.settings.base}", ("stage", "name", "state", "why", "next"),
                       [(row["stage"], row["name"], row["state"], "; ".join(row["reasons"]), row["next"])
                        for row in rows])
@@ -107,6 +108,8 @@ def status(folder: Project = Path(), json: Json = False) -> None:
         console.out("")
         console.table("differs from the paper", ("stage", "option", "here", "paper", "why"),
                       [(d["stage"], d["option"], show(d["value"]), show(d["paper"]), d["why"]) for d in differing])
+        if kept:
+            console.say(f".cache holds {kept / 1e6:.1f} MB of what need not be computed again; it can be deleted")
     return None
 
 

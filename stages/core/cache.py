@@ -133,11 +133,7 @@ class Cache:
 
     def _trim(self) -> None:
         self._trimmed = True
-        there = []
-        for path in self._project.cache("").rglob("*"):
-            with suppress(OSError):                                                        # deleted meanwhile
-                if path.is_file():
-                    there.append((path.stat().st_mtime, path.stat().st_size, path))
+        there = [(facts.st_mtime, facts.st_size, path) for path, facts in self._project.cached()]
         over, recent = sum(size for _, size, _ in there) - MOST, time.time() - RECENT_SECONDS
         for used, size, path in sorted(there):
             if over <= 0 or used > recent:

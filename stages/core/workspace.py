@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from . import settings as project_file
@@ -64,6 +64,15 @@ class Workspace:
         folder = self.root / ".cache" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def cached(self) -> list[tuple[Path, os.stat_result]]:
+        """The files under .cache/, and their sizes and times."""
+        found = []
+        for folder, _, names in os.walk(self.root / ".cache"):
+            for path in (Path(folder) / name for name in names):
+                with suppress(FileNotFoundError):                          # whoever deletes it just now
+                    found.append((path, path.stat()))
+        return found
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
