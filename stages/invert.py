@@ -28,7 +28,7 @@ from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.takes import FRAMES, read_facts, read_take, read_track
 from .core.team import ALONE, Team, on_devices
-from .core.train import fit
+from .core.train import adamw, fit
 from .core.video import read_images
 from .core.workspace import Artifact, Workspace
 from .options import InvertOptions, resolve
@@ -108,7 +108,7 @@ def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertO
             per_actor[actor] = denoising_loss(backbone, x0, vectors, generator, weights[actor], mine[actor])
         return {"loss": torch.stack(list(per_actor.values())).sum(), **per_actor}
 
-    optimizer = torch.optim.AdamW(tokens.values(), lr=options.token_rate, weight_decay=0.0)
+    optimizer = adamw(tokens.values(), options.token_rate)
     fit(tokens, losses_at, optimizer=optimizer, steps=options.token_steps, seed=seed, checkpoints=checkpoints,
         identity=identity, stop=asked_to_stop, report=report, team=team)
     return {name: rows.detach() for name, rows in tokens.items()}

@@ -29,7 +29,7 @@ from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.takes import read_take
 from .core.team import ALONE, Team, mean_over, on_devices
-from .core.train import fit
+from .core.train import adamw, fit
 from .core.workspace import Artifact, Workspace
 from .options import LearnMotionOptions, resolve
 from .prompts import MotionPrompt, motion_prompt, placeholder, placeholders
@@ -125,7 +125,7 @@ def learn_motion_tensors(backbone: Backbone, latents_NCFhw: Tensor, vectors_m: T
                     target = appearance_free(target, backbone.predict(x, t, c_ap), options.w)
             return losses.motion(backbone.predict(x, t, c_m), target)                            # L_mot
 
-        optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
+        optimizer = adamw(own.values(), options.rate)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
             identity=identity, after_step=after_step, stop=asked_to_stop, report=report, team=team)
         return own.lora()

@@ -28,7 +28,7 @@ from .core.lora import Lora, provenance, save, save_tokens, training
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
 from .core.team import ALONE, Team, on_devices
-from .core.train import fit, schedule
+from .core.train import adamw, fit, schedule
 from .core.workspace import Artifact, Workspace, keep
 from .options import LearnSubjectOptions
 from .photos import Photo, read_photos
@@ -130,8 +130,7 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
                 preview(done, token.detach(), own.lora())
 
     with training(backbone.denoiser, backbone.targets("subject"), options.rank, options.alpha, seed) as own:
-        optimizer = torch.optim.AdamW([{"params": [token], "lr": options.token_rate},
-                                       {"params": list(own.values()), "lr": options.rate}], weight_decay=0.0)
+        optimizer = adamw([{"params": [token], "lr": options.token_rate}, {"params": list(own.values())}], options.rate)
         fit({"token": token, **own}, losses_at, optimizer=optimizer, steps=options.steps, seed=seed,
             checkpoints=checkpoints, identity=identity, rate=schedule(options.schedule, options.steps),
             after_step=after_step, stop=asked_to_stop, report=report, team=team)

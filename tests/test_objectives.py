@@ -3,6 +3,7 @@ forward on its own, attention written out. The second step counts most: there th
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from oracles import assert_same_state, merged, random_lora, state_of, written_out
 
 from stages.core.attention import choose
-from stages.core.train import generator_at, schedule
+from stages.core.train import adamw, fit, generator_at, schedule
 from stages.fuse import Group, Teacher, fuse_loras
 from stages.invert import Crop, learn_tokens
 from stages.learn_motion import learn_motion_tensors
@@ -225,6 +226,24 @@ def test_textual_inversion_counts_the_actors_own_cells(backbone64):
     assert rows[0]["loss"] == pytest.approx(total, rel=1e-10)
 
 
+
+def test_one_kernel_goes_on_where_a_loop_over_the_parameters_stopped(tmp_path):
+    """Whichever of the two wrote it, a checkpoint holds the same state under the same names."""
+    made = {"loop": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.0), "kernel": partial(adamw, rate=0.1)}
+    assert made["kernel"]([torch.ones(1)]).defaults["fused"]
+
+    def course(*kinds):
+        """Two steps under each -> what is learned, and the curve."""
+        for n, kind in enumerate(kinds):
+            w = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).requires_grad_()      # the checkpoint carries it on
+            curve = fit({"w": w}, lambda step, g: {"loss": (w @ latents(3, 1, seed=step)).square().mean()},  # noqa: B023
+                        optimizer=made[kind]([w]), steps=2 * (n + 1), seed=SEED, checkpoints=tmp_path / "-".join(kinds),
+                        every_seconds=-1)
+        return [*w.detach().flatten().tolist(), *(row["loss"] for row in curve)]
+
+    want = course("loop", "loop")
+    for kinds in (("kernel", "kernel"), ("loop", "kernel"), ("kernel", "loop")):
+        assert course(*kinds) == pytest.approx(want, abs=1e-12)
 
 
 def test_the_learning_rate_falls_to_nothing_where_it_is_asked_to():

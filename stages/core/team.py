@@ -103,11 +103,11 @@ class Team:
                 tensor.copy_(value.view_as(tensor))
 
     @torch.no_grad()
-    def add_up(self, parameters: Sequence[Tensor], losses: Mapping[str, Tensor]) -> dict[str, float]:
+    def add_up(self, parameters: Sequence[Tensor], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace each gradient by its sum over the processes, and return the sums of the losses, all in one message.
         A parameter that no process has a gradient of has none afterwards either."""
         if self.size == 1:
-            return {name: float(value.detach()) for name, value in losses.items()}
+            return {name: value.detach() for name, value in losses.items()}
         there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
         values = torch.stack([value.detach() for value in losses.values()])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -115,7 +115,7 @@ class Team:
         values, there, *grads = self.total(torch.cat([values, there, *(g.flatten() for g in grads)])).split(sizes)
         for p, grad, held in zip(parameters, grads, there.tolist()):
             p.grad = grad.view_as(p).to(p.dtype) if held else None
-        return dict(zip(losses, values.tolist()))
+        return dict(zip(losses, values))
 
 
 ALONE = Team()

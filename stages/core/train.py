@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from .report import Report, silent
 from .team import ALONE, Team
 
 KEEP = 2            # checkpoints kept: the newest and the one before it
+_FUSED = ("cpu", "cuda")    # kinds of device on which AdamW takes all parameters in one kernel
 
 
 def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -34,6 +35,14 @@ def generator_at(seed: int, step: int, device: str | torch.device = "cpu") -> to
 def schedule(name: str, steps: int) -> Callable[[int], float]:
     """The learning rate's course over a run, as `fit` takes it: "constant", or "cosine", to nothing at the end."""
     return {"constant": lambda step: 1.0, "cosine": lambda step: (1 + math.cos(math.pi * step / steps)) / 2}[name]
+
+
+def adamw(parameters: Iterable[Tensor] | Iterable[dict], rate: float) -> torch.optim.AdamW:
+    """AdamW without weight decay. parameters: those that learn at this rate, or groups of them, {"params": [...],
+    "lr": ...}. One kernel takes them all where torch has it (a LoRA is hundreds of small matrices)."""
+    groups = list(parameters)
+    each = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=all(p.device.type in _FUSED for p in each))
 
 
 def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,
@@ -53,11 +62,11 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
     Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
     """
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    buffers = buffers or {}
+    learned, buffers = list(parameters.values()), buffers or {}
     curve = _restore(checkpoints, identity, parameters, buffers, optimizer, report) if checkpoints else []
     if team.any(team.first_says(len(curve)) != len(curve)):
         raise BadInput(f"the processes of this run found different checkpoints in {checkpoints}", "delete that folder")
-    team.same([*parameters.values(), *buffers.values()])
+    team.same([*learned, *buffers.values()])
     saved_at = time.monotonic()
     for step in range(len(curve), steps):
         for group, base in zip(optimizer.param_groups, base_rates):
@@ -65,13 +74,15 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         losses = losses_at(step, generator_at(seed, step))
         if losses["loss"].requires_grad:                     # not so in a process that has no part in this step
             losses["loss"].backward()
-        row = team.add_up(list(parameters.values()), losses)
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip if clip else math.inf)
-        if not all(map(math.isfinite, row.values())) or not bool(torch.isfinite(norm)):
+        sums = team.add_up(learned, losses)
+        norm = torch.nn.utils.clip_grad_norm_(learned, clip if clip else math.inf)
+        *values, size = torch.stack([*sums.values(), norm]).tolist()                 # the one wait for the device
+        row = dict(zip(sums, values))
+        if not all(map(math.isfinite, (*values, size))):
             if checkpoints and team.main:
                 _save(checkpoints, identity, parameters, buffers, optimizer, curve)
             team.wait()
-            raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {float(norm):.4g}",
+            raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {size:.4g}",
                                f"lower the learning rate (now {base_rates[0]:.3g}) or train in float32; "
                                "nothing of this step was applied")
         optimizer.step()
@@ -116,6 +127,7 @@ def _save(folder: Path, identity: str, parameters, buffers, optimizer, curve) ->
 
 def _restore(folder: Path, identity: str, parameters, buffers, optimizer, report: Report) -> list[dict[str, float]]:
     """Load the newest whole checkpoint of this identity, in place -> its curve ([] if there is none)."""
+    fused = optimizer.defaults.get("fused")                            # such an optimizer counts steps on the device
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, "pt") as file:
@@ -134,7 +146,8 @@ def _restore(folder: Path, identity: str, parameters, buffers, optimizer, report
                 slots = {key.rsplit("/", 1)[1]: value for key, value in tensors.items()
                          if key.startswith(f"state/{name}/")}
                 if slots:
-                    optimizer.state[p] = {k: v if k == "step" else v.to(p) for k, v in slots.items()}
+                    optimizer.state[p] = {k: v.to(p.device if fused else "cpu") if k == "step" else v.to(p)
+                                          for k, v in slots.items()}
         curve = json.loads(meta["curve"])
         report(note=f"going on from step {len(curve)}")
         return curve
