@@ -235,7 +235,7 @@ def test_one_kernel_goes_on_where_a_loop_over_the_parameters_stopped(tmp_path):
     def course(*kinds):
         """Two steps under each -> what is learned, and the curve."""
         for n, kind in enumerate(kinds):
-            w = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).requires_grad_()      # the checkpoint carries it on
+            w = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).requires_grad_()        # a checkpoint takes it on
             curve = fit({"w": w}, lambda step, g: {"loss": (w @ latents(3, 1, seed=step)).square().mean()},  # noqa: B023
                         optimizer=made[kind]([w]), steps=2 * (n + 1), seed=SEED, checkpoints=tmp_path / "-".join(kinds),
                         every_seconds=-1)
