@@ -135,7 +135,7 @@ def test_fuse_takes_its_subjects_in_every_form(project, typed):
     (["fuse", "--subjects", "toy"], 2, "two subjects or more"),
     (["fuse", "--subjects", "toy", "dgo"], 3, "Did you mean 'dog'"),
     (["fuse"], 4, "Run: videomage learn-subject"), (["fuse", "--steps", "0"], 2, "1 or more"),
-    (["sample", "--dtype", "fp8"], 2, "fp32, bf16"), (["segment", "nowhere.mp4"], 2, "no file nowhere.mp4"),
+    (["sample", "--dtype", "fp8"], 2, "fp32, amp, bf16"), (["segment", "nowhere.mp4"], 2, "no file nowhere.mp4"),
     (["segment", "ridding"], 2, "Did you mean 'riding'"), (["invert"], 4, "Run: videomage segment riding"),
     (["invert", "walking"], 3, "There is: riding"), (["learn-subject", "cat"], 2, "--class WORD"),
     (["learn-subject", "--class", "cat"], 2, "type the name"), (["eval"], 4, "videomage sample"),

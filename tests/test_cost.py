@@ -82,6 +82,15 @@ def test_steps_of_a_tiny_base_take_what_was_estimated(folders, name, low):
     assert weights < peak
 
 
+@pytest.mark.parametrize(("name", "low"), [("learn-subject", False), ("learn-motion", True), ("sample, guided", True),
+                                           ("sample, unguided", False), ("decode", False)])
+def test_mixed_precision_takes_what_was_estimated(folders, name, low):
+    """Weights of float32, what flows in half of it, and copies of weights for the backward."""
+    peak, weights = memory.counted(name, "tiny", folders["tiny"], dtype="amp", low_memory=low)
+    assert expected(name, SIZES["tiny"], folders["tiny"], "amp", low) == pytest.approx(peak, rel=cost.MEMORY_ERROR)
+    assert weights == memory.counted(name, "tiny", folders["tiny"], low_memory=low)[1]
+
+
 @pytest.mark.parametrize(("name", "low"), [("fuse", False), ("sample, guided", False), ("sample, guided", True)])
 def test_steps_that_watch_maps_take_what_was_estimated(folders, name, low):
     peak, _ = memory.counted(name, "tiny", folders["tiny"], low_memory=low)

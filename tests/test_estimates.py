@@ -103,7 +103,7 @@ def test_the_dtype_that_auto_stands_for(monkeypatch, computes):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: computes or including_emulation)
     assert pick_dtype("auto", "cuda:1,cuda:2", "zeroscope") == ("bf16" if computes else "fp16") and asked == ["cuda:1"]
     assert pick_dtype("auto", "cuda", "sprites") == pick_dtype("auto", "cpu", "zeroscope") == "fp32"
-    assert pick_dtype("fp16", "cpu", "sprites") == "fp16"
+    assert pick_dtype("fp16", "cpu", "sprites") == "fp16" and pick_dtype("amp", "cuda", "zeroscope") == "amp"
 
 
 def test_units():

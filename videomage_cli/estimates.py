@@ -47,7 +47,7 @@ class Setting:
 
         if not self.low_memory:
             yield "--low-memory", replace(self, low_memory=True)
-        if self.dtype == "fp32":
+        if self.dtype in ("fp32", "amp"):
             yield "--dtype bf16", replace(self, dtype="bf16")
         native = video(self.settings.base, self.settings.video)
         smaller = {"frames": max(1, native.frames * 2 // 3), "height": _less(native.height),

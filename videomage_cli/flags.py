@@ -37,11 +37,12 @@ _PLACE = r".*=[-\d.,\s]+|[\d.,\s]+"
 SPREAD = {"--subjects": ".*", "--actors": ".*", "--box": _PLACE, "--point": _PLACE,
           "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
 TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
-DTYPES = ("auto", "fp32", "bf16", "fp16")
+DTYPES = ("auto", "fp32", "amp", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
 Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
-Dtype = typing.Annotated[str, typer.Option(help=f"Arithmetic of the networks: {', '.join(DTYPES)}. auto: bf16, or "
-                                                "fp16, on a CUDA GPU, but for the sprites base; else fp32.")]
+Dtype = typing.Annotated[str, typer.Option(
+    help=f"Arithmetic of the networks: {', '.join(DTYPES)}. amp: float32 weights, products in bfloat16. auto: bf16, or "
+    "fp16, on a CUDA GPU, but for the sprites base; else fp32.")]
 LowMemory = typing.Annotated[bool, typer.Option(
     "--low-memory", help="Less memory, more time, the same numbers: what trains is computed twice, batches go row by "
     "row, frames one by one.")]

@@ -20,8 +20,8 @@ def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping
          low_memory: bool = False) -> UNet3D:
     """A base, frozen; its parts are read when they are first used.
 
-    dtype: of its arithmetic, fp32, bf16 or fp16 (fp64 for tests); where there are files of both kinds, the latter two
-    read those of the fp16 variant. wanted: frames, fps, height, width other than the base's own (project.yaml, video).
+    dtype: of its arithmetic, fp32, amp, bf16 or fp16 (fp64 for tests); where there are files of both kinds, the latter
+    two read those of the fp16 variant. wanted: frames, fps, height, width other than its own (project.yaml, video).
     low_memory: see UNet3D. Raises BadInput where the folder, its kind or one of its files is not what it should be,
     MissingPrerequisite where it is not on this machine.
     """

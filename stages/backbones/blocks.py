@@ -106,26 +106,28 @@ class Block:
             return ((28 if self.rows < 4 else 24) if hooked else 20) * self.inner * m * s
         return (2 if self.kind == "up" else 1) * self.output(s)
 
-    def kept(self, s: int, mode: str, rank: int = 0) -> float:
+    def kept(self, s: int, mode: str, rank: int = 0, cast: int = 0) -> float:
         """What stays for the backward, the output with it. mode: "frozen", gradients pass through; "learned", its LoRA
-        learns, and PEFT makes float32 copies of what the LoRA reads where the network computes in less."""
-        m = self.cells
+        learns, and PEFT makes float32 copies of what the LoRA reads where the network computes in less. cast: bytes of
+        the copy of a weight that mixed precision multiplies with, 0 where it is the weight itself."""
+        m, weights = self.cells, self.parameters * cast
         if self.kind == "resnet":
-            return (2 * self.c_in + 4 * self.c_out + (self.c_in if self.extra else 0)) * m * s
+            return (2 * self.c_in + 4 * self.c_out + (self.c_in if self.extra else 0)) * m * s + weights
         if self.kind == "tempconv":
-            return 13 * self.c_in * m * s
+            return 13 * self.c_in * m * s + weights
         if self.kind in ("space", "time"):
             own = 21 if self.kind == "space" else 24
             text = 2 * self.rows * self.frames * self.context[0] * self.inner * s if self.context else 0
-            kept = own * self.inner * m * s + self.output(s) + text
+            kept = own * self.inner * m * s + self.output(s) + text + weights
             kept += 2 * self.heads * m * _FLOAT                                        # each attention's sums
             if mode == "learned":
-                copies = (11 if self.kind == "space" else 13) * _FLOAT if s < _FLOAT else 7 * s
-                kept += copies * self.inner * m + (8 if self.kind == "space" else 10) * rank * m * max(s, _FLOAT)
+                a = s if cast else max(s, _FLOAT)                                      # what the LoRA multiplies in
+                copies = (11 if self.kind == "space" else 13) * a if s < _FLOAT else 7 * s
+                kept += copies * self.inner * m + (8 if self.kind == "space" else 10) * rank * m * a
             return kept
         before = 4 * self.c_in * m * s if self.kind == "up" else 0                     # enlarged
         before += 2 * self.c_in * m * s if self.name == "conv_out" else 0              # normed, activated
-        return before + self.output(s)
+        return before + self.output(s) + weights
 
     def turning(self, s: int, mode: str) -> float:
         """What the forward needs beside `kept` at its worst, or the backward: the larger."""

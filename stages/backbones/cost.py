@@ -21,7 +21,8 @@ from .walks import LEARNS, learning, passing, until, watched
 if TYPE_CHECKING:
     from ..options import Options
 
-BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"fp64": 8, "fp32": 4, "amp": 2, "bf16": 2, "fp16": 2}     # of a number between two layers of the denoiser
+WEIGHTS = {**BYTES, "amp": 4}                                      # of a weight; and of any number in the other parts
 MEMORY_ERROR = 0.15       # of the estimate, either way, against counted bytes (bench/memory.py)
 TIME_ERROR = 2.0          # a factor, either way
 EFFICIENCY = 0.45         # of a large product's operations per second: measured on a CPU, 0.41 to 0.52; taken for all
@@ -50,7 +51,8 @@ class Base:
 
     def __init__(self, folder: Path, *, frames: int, height: int, width: int, dtype: str, low_memory: bool) -> None:
         self.unet, self.vae, self.text = (config(folder, part) for part in ("unet", "vae", "text_encoder"))
-        self.s, self.low, self.frames, self.size = BYTES[dtype], low_memory, frames, (height, width)
+        self.s, self.weight = BYTES[dtype], WEIGHTS[dtype]
+        self.low, self.frames, self.size = low_memory, frames, (height, width)
         self.tokens = self.text["max_position_embeddings"]
         factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
         self.h, self.w = height // factor, width // factor
@@ -61,17 +63,17 @@ class Base:
     # ------------------------------------------------------------------------------------------------------- weights
     @property
     def unet_bytes(self) -> int:
-        return shapes.unet_parameters(self.unet) * self.s
+        return shapes.unet_parameters(self.unet) * self.weight
 
     @property
     def vae_bytes(self) -> int:
-        return sum(b.parameters for down in (True, False) for b in self._pictures(1, down)) * self.s
+        return sum(b.parameters for down in (True, False) for b in self._pictures(1, down)) * self.weight
 
     @property
     def text_bytes(self) -> int:
         width, wide, layers = (self.text[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         layer = 4 * (width * width + width) + 2 * width * wide + width + wide + 4 * width
-        return ((self.text["vocab_size"] + self.tokens) * width + layers * layer + 2 * width) * self.s
+        return ((self.text["vocab_size"] + self.tokens) * width + layers * layer + 2 * width) * self.weight
 
     def adapted(self, who: str) -> int:
         """Parameters per rank of a LoRA for "subject" (space) or "motion" (time)."""
@@ -84,13 +86,13 @@ class Base:
     def pictures(self, *, down: bool) -> int:
         """Encoding (down) or decoding a video."""
         count = 1 if self.low else min(_CHUNK, self.frames)
-        pixels = 2 * 3 * count * math.prod(self.size) * self.s                         # before and after
-        return round(passing(self._pictures(count, down), self.s) + pixels)
+        pixels = 2 * 3 * count * math.prod(self.size) * self.weight                    # before and after
+        return round(passing(self._pictures(count, down), self.weight) + pixels)
 
     def reading(self, rows: int = 1) -> int:
         """What the text encoder keeps of prompts, for the way back to a token."""
         layer = 10 * self.text["hidden_size"] + 2 * self.text["intermediate_size"]
-        return rows * self.tokens * layer * self.text["num_hidden_layers"] * self.s
+        return rows * self.tokens * layer * self.text["num_hidden_layers"] * self.weight
 
     def forward(self, frames: int | None = None) -> float:
         """Operations of one row."""
@@ -109,13 +111,17 @@ class Base:
         return round(passing(self.blocks(1 if self.low else rows), self.s, hooked=True))
 
     def learning(self, who: str, rows: int, rank: int, frames: int | None = None) -> tuple[float, float]:
-        return learning(self.blocks(rows, frames), self.s, who, rank, low=self.low)
+        return self.walk(self.blocks(rows, frames), who, rank)
+
+    def walk(self, blocks: Sequence[Block], who: str, rank: int = 0) -> tuple[float, float]:
+        """walks.learning: where weights are wider than what flows, the backward keeps copies of them of its width."""
+        return learning(blocks, self.s, who, rank, low=self.low, cast=self.s if self.s < self.weight else 0)
 
     def guiding(self, where: str) -> int:
         """Lines 7 to 10 of Algorithm 1: both branches' forward as far as the deepest watched layer, and back."""
         first = until(self.blocks(1 if self.low else 2), where)
         chosen = watched(until(self.blocks(), where), where)
-        peak, kept = learning(first, self.s, "inputs", 0, low=self.low)
+        peak, kept = self.walk(first, "inputs")
         differences = sum(b.maps() for b in chosen if b.kind == "time")
         return round(peak + (kept if self.low else 0) + differences + self.watching(chosen, 2))
 
@@ -169,15 +175,15 @@ def _learn_motion(base: Base, o: Options, count: int) -> tuple[Phases, float]:
 
 def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     rows, rank = o.batch * (1 if o.teachers == "turns" else count), count * _RANK
-    held = base.unet_bytes + (_ADAPTER * rank + count * _RANK * base.s) * base.adapted("subject")
+    held = base.unet_bytes + (_ADAPTER * rank + count * _RANK * base.weight) * base.adapted("subject")
     peak, kept = base.learning("subject", rows, rank)
     step = rows * (base.forward() + base.there_and_back(base.forward()))
     if o.lambda2 or o.lambda_mix:
         mixed = base.blocks() if o.lambda_mix else until(base.blocks(), o.layers, ("space",))
         maps = base.watching(watched(until(base.blocks(), o.layers, ("space",)), o.layers, ("space",)), 1)
-        peak = max(peak, kept + maps + learning(mixed, base.s, "subject", rank, low=base.low)[0])
+        peak = max(peak, kept + maps + base.walk(mixed, "subject", rank)[0])
         step += base.there_and_back(sum(b.flops for b in mixed))
-    return {"drawing": base.unet_bytes + _RANK * base.s * base.adapted("subject") + base.sampling(2),
+    return {"drawing": base.unet_bytes + _RANK * base.weight * base.adapted("subject") + base.sampling(2),
             "encoding": base.unet_bytes + base.vae_bytes + base.pictures(down=True),
             "learning": held + peak,
             "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}, \
@@ -231,7 +237,8 @@ def throughput(device: str, dtype: str) -> float:
     Multiplications and additions count one each, as in `Block.flops`."""
     import torch
 
-    kinds = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    kinds = {"fp64": torch.float64, "fp32": torch.float32, "amp": torch.bfloat16, "bf16": torch.bfloat16,
+             "fp16": torch.float16}
     side, cuda = (8192, True) if device.startswith("cuda") else (1024, False)
     a = torch.randn(side, side, device=device, dtype=kinds[dtype])
     best = math.inf

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from .checkpointing import checkpointed
 from .folder import Weights
 from .parts import quietly, read_part
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16,
+          "fp16": torch.float16}                       # of the weights; "amp": the denoiser's products are in bfloat16
 _LAYER = r"\.transformer_blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 _TARGETS = {      # METHOD 1: attentions and feed-forwards of the transformers; no convolution
     "subject": re.compile(r".*\.attentions\.\d+" + _LAYER),
@@ -51,6 +52,11 @@ class UNet3D:
     while the denoiser trains or samples (but the text encoder stays once a token has been learned). origin: see
     bases.origin. low_memory: less memory for more time, and the same numbers to rounding: what trains is computed twice
     (checkpointing.py), frames pass the autoencoder one by one, the rows of a batch the denoiser one by one.
+
+    dtype: of DTYPES. "amp" is mixed precision: all weights are float32, and the denoiser's products, forwards and
+    backwards, are in bfloat16 (torch.autocast). The means of norms and of softmax, maps, losses and the gradients of
+    what learns are in float32. So are the autoencoder and the text encoder: they run once for every hundreds of
+    forwards of the denoiser, and an error of theirs stands in every step and in every pixel. arithmetic: this name.
     """
 
     def __init__(self, folder: Path, weights: Mapping[str, Weights], *, name: str, revision: str, licence: str,
@@ -62,6 +68,10 @@ class UNet3D:
             origin or {"base": name, "revision": revision})
         self.frames, self.fps, self.height, self.width = video.frames, video.fps, video.height, video.width
         self.device, self.dtype, self.low_memory = torch.device(device), DTYPES[dtype], low_memory
+        self.arithmetic = dtype
+        if dtype == "amp" and not _mixes(self.device):
+            raise UsageError(f"mixed precision (amp) needs bfloat16, which torch does not offer on {device} here",
+                             "use --dtype fp32 or fp16")
         self.cache = Cache()                       # where encode and embed look first; load_for gives it the project's
         self._folder, self._weights, self._parts = folder, weights, {}
         with quietly(folder):
@@ -76,8 +86,13 @@ class UNet3D:
     def run_on(self) -> str:
         """For the manifests: what of the machine a result may differ by, if only by rounding."""
         chip = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-        return f"{self.device}{chip}, {name}{', low memory' if self.low_memory else ''}"
+        return f"{self.device}{chip}, {self.arithmetic}{', low memory' if self.low_memory else ''}"
+
+    @property
+    def merges(self) -> bool:
+        """Whether frozen LoRAs are merged into copies of the weights (lora.branches): sampling then costs what the base
+        costs, and the copies take their room. In half precision a small change would be rounded away."""
+        return self.arithmetic in ("fp32", "fp64") and not self.low_memory
 
     # ---------------------------------------------------------------------------------------------------------- parts
     @property
@@ -200,9 +215,15 @@ class UNet3D:
     def predict(self, x: Tensor, t: int | Tensor, vectors: Tensor) -> Tensor:
         """x (B, C, F, h, w), t an int or (B,), vectors (B, L, D) -> what the network says (see `predicts`), shape and
         dtype of x: latents may be kept in float32 while the network computes in half precision."""
-        with checkpointed(self.denoiser) if self.low_memory else nullcontext():
+        with self._mixed(), checkpointed(self.denoiser) if self.low_memory else nullcontext():
             out = self.denoiser(x.to(self.dtype), t, encoder_hidden_states=vectors.to(self.dtype)).sample
         return out.to(x.dtype)
+
+    def _mixed(self) -> AbstractContextManager:
+        """A forward with products in bfloat16, where the arithmetic is mixed. A layer runs once in a forward, so torch
+        need not keep the cast weights; kept from a forward without gradients, they would have none in the next."""
+        mixed = self.arithmetic == "amp"
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if mixed else nullcontext()
 
     def timesteps(self, steps: int) -> Tensor:
         """The DDIM schedule of so many steps, descending, int64; spacing and offset are the scheduler config's."""
@@ -215,6 +236,14 @@ class UNet3D:
         """The linear layers a LoRA adapts (METHOD 1). "subject": spatial transformers, "motion": temporal ones."""
         return [name for name, module in self.denoiser.named_modules()
                 if isinstance(module, nn.Linear) and _TARGETS[who].fullmatch(name)]
+
+
+def _mixes(device: torch.device) -> bool:
+    """Whether torch.autocast computes in bfloat16 there; CUDA cards that only emulate it would be slower for it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.amp.is_autocast_available(device.type)
 
 
 def _sites(denoiser: UNet3DConditionModel) -> list[Site]:
