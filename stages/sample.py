@@ -110,11 +110,12 @@ def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, opt
     subject, motion = branches_of(backbone, target, learned, options)
     loras = {"subject": learned.subject if options.branches in ("auto", "subject") else None, "motion": learned.motion}
     alpha_motion = options.alpha if options.alpha_motion is None else options.alpha_motion
-    with branches(backbone.denoiser, loras) as rows:
+    with branches(backbone.denoiser, loras, merge=backbone.merges) as rows:
         return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
                            guidance=options.guidance, guidance_motion=options.guidance_motion, alpha_s=options.alpha,
                            alpha_m=alpha_motion, beta_s=options.beta_s, beta_m=options.beta_m, layers=options.layers,
-                           motion_steps=options.motion_steps, report=report)
+                           motion_steps=options.motion_steps, guidance_steps=options.guidance_steps,
+                           guide_every=options.guide_every, solver=options.solver, report=report)
 
 
 def initial_noise(backbone: Backbone, inverted: Tensor | None, options: SampleOptions, seed: int) -> Tensor:
@@ -161,8 +162,9 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
     places, plain_places = backbone.positions(target.text, learned.tokens), backbone.positions(target.plain)
     c_tgt, c_plain, empty = backbone.embed([target.text, target.plain, ""], learned.tokens).split(1)
     subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject",
-                     from_base=options.unconditional == "base")
-    motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion")
+                     options.unconditional)
+    motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion",
+                    "shared" if options.unconditional == "shared" else "own")
     if with_subject or with_motion:
         return subject if with_subject else None, motion if with_motion else None
     return Branch(c_plain, empty, row=None), None

@@ -99,35 +99,39 @@ def attention_losses(kept_s, kept_m, words_s, words_m, cross, time):
 
 
 def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, guidance, alpha_s, alpha_m, beta_s,
-                beta_m, cross, time, motion_steps=None, guidance_motion=None):
+                beta_m, cross, time, motion_steps=None, guidance_motion=None, guidance_steps=None, guide_every=1):
     """Algorithm 1 word for word: two merged models, full forwards, one prompt at a time, the gradient through the
     whole graph. cross, time: names of the watched layers. alpha_s, alpha_m: as applied, not rescaled. Ours: a branch
-    may be guided away from the base; after motion_steps the subject branch goes on alone; the motion branch may have a
-    guidance of its own."""
+    may be guided away from the base, from where it stands or ("shared") from x as it was; after motion_steps the
+    subject branch goes on alone; the motion branch may have a guidance of its own; after guidance_steps there is none;
+    every guide_every-th step is guided, so many times as hard."""
     scale = {"s": guidance, "m": guidance if guidance_motion is None else guidance_motion}
     nets = {"s": merged(backbone.denoiser, lora_s), "m": merged(backbone.denoiser, lora_m)}
     kept = {key: written_out(net) for key, net in nets.items()}
     texts = {"s": subject, "m": motion}
 
     def noise(key, x, t):
-        net = backbone.denoiser if texts[key].from_base else nets[key]
-        uncond = net(x, t, texts[key].vectors_uncond).sample
+        net = nets[key] if texts[key].unconditional == "own" else backbone.denoiser
+        at = x_now if texts[key].unconditional == "shared" else x
+        uncond = as_noise(backbone, net(at, t, texts[key].vectors_uncond).sample, at, t)
         cond = nets[key](x, t, texts[key].vectors_cond).sample      # last: the kept maps are the conditional ones
-        return as_noise(backbone, uncond + scale[key] * (cond - uncond), x, t)
+        much = scale[key] if guidance_steps is None or index < guidance_steps else 1
+        return uncond + much * (as_noise(backbone, cond, x, t) - uncond)
 
     losses = []
     timesteps = backbone.timesteps(steps).tolist()
     x = x_T
     for index, t in enumerate(timesteps):                                            # line 1
-        x_sub, x_mot = x.clone().requires_grad_(), x.clone().requires_grad_()        # line 2
+        x_now, x_sub, x_mot = x, x.clone().requires_grad_(), x.clone().requires_grad_()                 # line 2
         eps_sub, eps_mot = noise("s", x_sub, t), noise("m", x_mot, t)                # lines 3, 4
-        if index < tau:                                                              # line 5
+        if index < tau and index % guide_every == 0:                                 # line 5
             words = (subject.words, motion.words)
             l_s_to_m, l_m_to_s = attention_losses(kept["s"], kept["m"], *words, cross, time)         # lines 7, 8
             (g_sub,) = torch.autograd.grad(l_m_to_s, x_sub, retain_graph=True)
             (g_mot,) = torch.autograd.grad(l_s_to_m, x_mot)
             losses.append((float(l_s_to_m.detach()), float(l_m_to_s.detach())))
-            x_sub, x_mot = x_sub.detach() - alpha_s * g_sub, x_mot.detach() - alpha_m * g_mot        # lines 9, 10
+            x_sub, x_mot = x_sub.detach() - guide_every * alpha_s * g_sub, \
+                x_mot.detach() - guide_every * alpha_m * g_mot                       # lines 9, 10
             with torch.no_grad():
                 eps_sub, eps_mot = noise("s", x_sub, t), noise("m", x_mot, t)        # line 11
         t_prev = timesteps[index + 1] if index + 1 < len(timesteps) else -1

@@ -99,6 +99,37 @@ def test_watching_leaves_no_trace_and_changes_no_bit(backbone):
     assert_same_state(before, state_of(backbone.denoiser))
 
 
+def test_one_softmax_for_map_and_output(backbone64):
+    """explicit: the maps and the output of the layers' own way, to rounding, and the gradient; gone afterwards."""
+    x, vectors = inputs(backbone64)
+    before, results = state_of(backbone64.denoiser), []
+    processors = [backbone64.denoiser.get_submodule(site.name).processor for site in backbone64.sites]
+    for explicit in (False, True):
+        leaf = x.clone().requires_grad_()
+        with attention.watch(backbone64.denoiser, backbone64.sites, explicit=explicit) as maps:
+            out = backbone64.predict(leaf, 500, vectors)
+        loss = out.square().sum() + sum(m.square().sum() for m in maps.values())
+        results.append([out, *maps.values(), *torch.autograd.grad(loss, leaf)])
+    assert len(results[0]) == len(results[1]) == len(backbone64.sites) + 2
+    for own, mine in zip(*results):
+        assert torch.allclose(own, mine, atol=1e-10, rtol=1e-10)
+    with pytest.raises(KeyError), attention.watch(backbone64.denoiser, backbone64.sites, explicit=True):
+        raise KeyError
+    assert_same_state(before, state_of(backbone64.denoiser))
+    assert processors == [backbone64.denoiser.get_submodule(site.name).processor for site in backbone64.sites]
+
+
+def test_only_the_rows_asked_for_are_read(backbone):
+    x, vectors = inputs(backbone)
+    with torch.no_grad():
+        with attention.watch(backbone.denoiser, backbone.sites) as maps:
+            backbone.predict(x, 500, vectors)
+        with attention.watch(backbone.denoiser, backbone.sites, of=[False, True]) as second:
+            backbone.predict(x, 500, vectors)
+    for site in backbone.sites:
+        assert torch.equal(second[site.name], maps[site.name].chunk(2)[1])
+
+
 def test_inside_a_lora_scope_the_maps_see_the_lora(backbone64):
     x, vectors = inputs(backbone64)
     lora = random_lora(backbone64.denoiser, backbone64.targets("subject"))
@@ -163,7 +194,8 @@ def test_choosing_sites(backbone):
 def test_word_maps_against_loops():
     site = attention.Site("here", "cross", "space")
     maps = {"here": torch.rand(2 * 3, 5, 4 * 2, 7, dtype=torch.float64)}
-    (mine,) = attention.word_maps(maps, [site], range(2, 4), frames=3, size=(8, 4))
+    (mine,), (other,) = attention.word_maps(maps, [site], [range(2, 4), [6]], frames=3, size=(8, 4))
+    assert torch.allclose(other.flatten(2), maps["here"][..., 6].mean(1).unflatten(0, (2, 3)), atol=1e-12, rtol=0)
     for b in range(2):
         for f in range(3):
             for i in range(4):
@@ -176,14 +208,14 @@ def test_word_maps_against_loops():
                                                (5 * 9, (40, 72), (5, 9)), (3 * 5, (5, 9), (3, 5)), (16, None, (4, 4))])
 def test_cells_unfold_as_the_network_halves_them(cells, size, grid):
     site = attention.Site("here", "cross", "space")
-    (m,) = attention.word_maps({"here": torch.rand(2, 1, cells, 3)}, [site], [1], frames=2, size=size)
+    ((m,),) = attention.word_maps({"here": torch.rand(2, 1, cells, 3)}, [site], [[1]], frames=2, size=size)
     assert m.shape == (1, 2, *grid)
 
 
 def test_cells_that_do_not_fit_are_refused():
     site = attention.Site("here", "cross", "space")
     with pytest.raises(ValueError, match="size"):
-        attention.word_maps({"here": torch.rand(2, 1, 15, 3)}, [site], [1], frames=2)
+        attention.word_maps({"here": torch.rand(2, 1, 15, 3)}, [site], [[1]], frames=2)
 
 
 def test_attention_loss_is_the_mean_of_means():

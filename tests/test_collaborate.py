@@ -38,21 +38,23 @@ def watched(backbone, where="mid"):
                 sites_time=choose(backbone.sites, where, kind="self", axis="time"))
 
 
-def run(backbone, x_T, lora_s, lora_m, subject, motion, **options):
+def run(backbone, x_T, lora_s, lora_m, subject, motion, merge=True, **options):
     facts = []
-    with branches(backbone.denoiser, {"subject": lora_s, "motion": lora_m}) as rows:
+    with branches(backbone.denoiser, {"subject": lora_s, "motion": lora_m}, merge=merge) as rows:
         x = sample_loop(backbone, rows, x_T, subject, motion, report=lambda **row: facts.append(row),
                         **{**OPTIONS, **options})
     return x, facts
 
 
-@pytest.mark.parametrize("which, layers", [("backbone64", "all"), ("epsilon64", "mid")])
-def test_the_fast_path_is_algorithm_1(which, layers, request):
+@pytest.mark.parametrize("which, layers, merge", [("backbone64", "all", True), ("epsilon64", "mid", True),
+                                                  ("backbone64", "mid", False)])
+def test_the_fast_path_is_algorithm_1(which, layers, merge, request):
     """Literal: two merged models, full forwards, each prompt alone, the gradient through the whole graph."""
     backbone = request.getfixturevalue(which)
     x_T, lora_s, lora_m, subject, motion = setting(backbone)
     alpha_s, alpha_m = 4e5, 4e6
-    fast, facts = run(backbone, x_T, lora_s, lora_m, subject, motion, alpha_s=alpha_s, alpha_m=alpha_m, layers=layers)
+    fast, facts = run(backbone, x_T, lora_s, lora_m, subject, motion, alpha_s=alpha_s, alpha_m=alpha_m, layers=layers,
+                      merge=merge)
     sites = watched(backbone, layers)
     slow, losses = algorithm_1(
         backbone, lora_s, lora_m, x_T, subject, motion, **OPTIONS, alpha_s=scaled(alpha_s, x_T),
@@ -69,7 +71,7 @@ def test_what_we_add_to_algorithm_1(backbone64):
     """A branch guided away from the base, the motion branch in the first steps only and with a guidance of its own: in
     the literal form and in the fast one; each changes the result."""
     x_T, lora_s, lora_m, subject, motion = setting(backbone64)
-    away, sites = replace(subject, from_base=True), watched(backbone64)
+    away, sites = replace(subject, unconditional="base"), watched(backbone64)
     strong = dict(alpha_s=4e5, alpha_m=4e6)
     fast, facts = run(backbone64, x_T, lora_s, lora_m, away, motion, **strong, motion_steps=1,
                       guidance_motion=1.5)
@@ -85,6 +87,74 @@ def test_what_we_add_to_algorithm_1(backbone64):
                   run(backbone64, x_T, lora_s, lora_m, away, motion, **{**strong, "guidance_motion": 3.0},
                       motion_steps=1)):
         assert float((fast - other[0]).abs().max()) > 1e-6
+
+
+APPROXIMATIONS = {"shared": {}, "guidance_steps": {"guidance_steps": 1}, "guide_every": {"guide_every": 2},
+                  "scale 1": {"guidance_motion": 1.0}}
+
+
+@pytest.mark.parametrize("which", APPROXIMATIONS)
+def test_approximations_are_what_they_say(backbone64, which):
+    """Against the literal algorithm with the same words in it; each changes the result and spares rows."""
+    x_T, lora_s, lora_m, subject, motion = setting(backbone64)
+    if which == "shared":
+        subject, motion = (replace(branch, unconditional="shared") for branch in (subject, motion))
+    strong, more = dict(alpha_s=4e5, alpha_m=4e6), APPROXIMATIONS[which]
+    options, sites = OPTIONS | {"tau": 3}, watched(backbone64)
+    fast, facts = run(backbone64, x_T, lora_s, lora_m, subject, motion, **strong, tau=3, **more)
+    slow, _ = algorithm_1(backbone64, lora_s, lora_m, x_T, subject, motion, **options, **more,
+                          alpha_s=scaled(4e5, x_T), alpha_m=scaled(4e6, x_T),
+                          cross=[s.name for s in sites["sites_cross"]], time=[s.name for s in sites["sites_time"]])
+    assert float((fast - slow).abs().max()) < 1e-10
+    exact, _ = run(backbone64, x_T, lora_s, lora_m, *setting(backbone64)[3:], **strong, tau=3)
+    assert float((fast - exact).abs().max()) > 1e-6
+    assert [("loss_s_to_m" in row) for row in facts] == [True, which != "guide_every", True]
+
+
+@pytest.mark.parametrize("more, wanted", [
+    ({}, [4, 4, 4]), ({"guidance_motion": 1.0}, [3, 3, 3]), ({"guidance": 1.0}, [2, 2, 2]),
+    ({"guidance_steps": 2}, [4, 4, 2]), ({"motion_steps": 1}, [4, 2, 2]), ({"shared": True}, [3, 3, 3]),
+    ({"shared": True, "guidance_steps": 1}, [3, 2, 2])], ids=str)
+def test_no_row_is_computed_for_nothing(backbone, more, wanted):
+    """Rows of the batch that enter the network, step by step, counted by a hook; unguided steps."""
+    x_T, lora_s, lora_m, subject, motion = setting(backbone)
+    if more.get("shared"):
+        subject, motion = (replace(branch, unconditional="shared") for branch in (subject, motion))
+    counted = []
+    handle = backbone.denoiser.register_forward_pre_hook(lambda module, args: counted.append(len(args[0])))
+    try:
+        run(backbone, x_T, lora_s, lora_m, subject, motion, alpha_s=0.0, alpha_m=0.0,
+            **{"tau": 0, **{key: value for key, value in more.items() if key != "shared"}})
+    finally:
+        handle.remove()
+    assert counted == wanted
+
+
+def test_equal_empty_prompts_are_one_row(backbone64):
+    """Two branches that turn from the same model at the same x share its answer, exactly."""
+    x_T, lora_s, lora_m, subject, motion = setting(backbone64)
+    both = [replace(branch, unconditional="base") for branch in (subject, motion)]
+    counted = []
+    handle = backbone64.denoiser.register_forward_pre_hook(lambda module, args: counted.append(len(args[0])))
+    try:
+        fast, _ = run(backbone64, x_T, lora_s, lora_m, *both, alpha_s=0.0, alpha_m=0.0, tau=0)
+    finally:
+        handle.remove()
+    slow, _ = algorithm_1(backbone64, lora_s, lora_m, x_T, *both, **{**OPTIONS, "tau": 0}, alpha_s=0, alpha_m=0,
+                          cross=[], time=[])
+    assert counted == [3, 3, 3] and float((fast - slow).abs().max()) < 1e-10
+
+
+def test_the_second_order_solver_samples_with_fewer_steps(backbone64):
+    """The sampler's use of it: with one step it is DDIM, otherwise another trajectory to the same end."""
+    x_T, lora_s, _, subject, _ = setting(backbone64)
+
+    def sampled(steps: int, solver: str) -> torch.Tensor:
+        return run(backbone64, x_T, lora_s, None, subject, None, alpha_s=0.0, alpha_m=0.0, steps=steps,
+                   solver=solver)[0]
+
+    assert torch.allclose(sampled(1, "ddim"), sampled(1, "dpm++"), atol=1e-12, rtol=0)
+    assert float((sampled(4, "ddim") - sampled(4, "dpm++")).abs().max()) > 1e-6
 
 
 def test_motion_steps_leave_a_lone_motion_branch_alone(backbone):

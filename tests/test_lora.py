@@ -85,6 +85,84 @@ def test_each_row_is_the_model_with_only_its_lora(backbone64, names):
         assert torch.allclose(together[row:row + 1], alone, atol=1e-10, rtol=0), (row, name)
 
 
+@pytest.mark.parametrize("names", [["subject", "subject", "motion", "motion"], ["motion", None, "subject", "motion"],
+                                   [None, None, "both", "both"], ["subject"], [None]], ids=str)
+def test_merged_weights_are_the_added_loras_with_their_gradient(backbone64, names):
+    """To rounding in float64; and no parameter of the base has moved or learned."""
+    x, vectors = inputs(backbone64, len(names))
+    subject, motion = subject_and_motion(backbone64)
+    loras, before, results = {"subject": subject, "motion": motion, "both": [subject, motion]}, \
+        state_of(backbone64.denoiser), []
+    for merge in (False, True):
+        leaf = x.clone().requires_grad_()
+        with L.branches(backbone64.denoiser, loras, merge=merge) as rows:
+            rows(names)
+            out = backbone64.predict(leaf, 500, vectors)
+            rows([None] * len(names))                    # what the rows are by the time of the backward is no matter
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+    for added, mine in zip(*results):
+        assert torch.allclose(added, mine, atol=1e-9, rtol=1e-10)
+    assert_same_state(before, state_of(backbone64.denoiser))
+    if names == [None]:
+        assert torch.equal(results[1][0].detach(), run(backbone64, x, vectors))
+
+
+def test_merged_weights_are_gone_with_their_scope(backbone):
+    x, vectors = inputs(backbone, 1)
+    subject, _ = subject_and_motion(backbone)
+    plain, attributes = run(backbone, x, vectors), {n: set(vars(m)) for n, m in backbone.denoiser.named_modules()}
+    with pytest.raises(KeyError), L.branches(backbone.denoiser, {"subject": subject}, merge=True):
+        assert not torch.equal(run(backbone, x, vectors), plain)
+        with pytest.raises(AssertionError, match="already open"), \
+                L.branches(backbone.denoiser, {"subject": subject}, merge=True):
+            pass
+        raise KeyError
+    assert {name: set(vars(module)) for name, module in backbone.denoiser.named_modules()} == attributes
+    assert torch.equal(run(backbone, x, vectors), plain)
+
+
+def test_a_weight_swapped_between_forward_and_backward_is_noticed(backbone64):
+    """The trap of swapped weights: the gradient of a forward must be that of the weights it used. Whoever changes one
+    in place before the backward gets an error, not another model's gradient."""
+    x, vectors = inputs(backbone64, 2)
+    loras = dict(zip(("subject", "motion"), subject_and_motion(backbone64)))
+    site = loras["subject"].modules[0]
+    with L.branches(backbone64.denoiser, loras, merge=True) as rows:
+        rows(["subject", "motion"])
+        leaf = x.clone().requires_grad_()
+        out = backbone64.predict(leaf, 500, vectors).square().sum()
+        weight = backbone64.denoiser.get_submodule(site).weight
+        kept = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight.add_(1.0)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(out, leaf)
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
+
+def test_a_teacher_is_merged_beneath_what_learns(backbone64):
+    """fuse's teachers: the frozen LoRA of the rows, under a PEFT layer whose own is off or on."""
+    x, vectors = inputs(backbone64, 2)
+    subject, _ = subject_and_motion(backbone64)
+    student = random_lora(backbone64.denoiser, subject.modules, seed=5)
+    results = []
+    for merge in (False, True):
+        with L.training(backbone64.denoiser, subject.modules, start=student) as own, \
+                L.branches(backbone64.denoiser, {"teacher": subject}, merge=merge) as rows:
+            outs = []
+            for names in (["teacher", "teacher"], ["teacher", None]):
+                rows(names)
+                outs.append(run(backbone64, x, vectors))
+                with own.disabled():
+                    outs.append(run(backbone64, x, vectors))
+            results.append(outs)
+    for added, mine in zip(*results):
+        assert torch.allclose(added, mine, atol=1e-10, rtol=0)
+
+
 def test_no_adapter_is_switched_between_rows(backbone):
     """No PEFT layer exists in the scope at all: there is nothing to switch."""
     loras = dict(zip(("subject", "motion"), subject_and_motion(backbone)))

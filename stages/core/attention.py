@@ -1,15 +1,14 @@
 """Reading attention maps inside a scope, without leaving a trace.
 
-A map is recomputed from what the layer's to_q and to_k gave, softmax(q k^T / sqrt d): the module's own processor stays
-as it is, and gradients flow from the maps to everything before them. What is watched is a Site of a backbone: any
-module with `to_q`, `to_k`, `heads` and `scale`.
+A map is recomputed from what the layer's to_q and to_k gave, softmax(q k^T / sqrt d), and gradients flow from the maps
+to everything before them. What is watched is a Site of a backbone: any module with `to_q`, `to_k`, `heads` and `scale`.
 
 Legend: B batch, F frames, h w latent cells, N = h w, L text tokens, A heads.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
@@ -30,34 +29,79 @@ class Site:
 
 
 @contextmanager
-def watch(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
+def watch(model: nn.Module, sites: Sequence[Site], *, of: Sequence[bool] | None = None, explicit: bool = False
+          ) -> Iterator[dict[str, Tensor]]:
     """with watch(model, sites) as maps: one forward; then maps[site.name] are the probabilities of that forward.
 
     Shapes: cross over space (B F, A, N, L); self over time (B N, A, F, F). The graph is kept. Open it inside the scope
     that applies a LoRA, not around it: hooks run in the order in which they were set, and the map must see the LoRA.
+
+    of: which rows of the batch are read; None: all. explicit: the layer's own output is computed from the map, too, in
+    place of its processor: one softmax instead of two, there and on the way back, for an output that may differ in its
+    last bits. Otherwise no bit of the forward changes.
     """
     maps: dict[str, Tensor] = {}
-    handles = []
-
-    def listen(name: str, layer: nn.Module) -> None:
-        queries: list[Tensor] = []
-
-        def on_query(module: nn.Module, args: tuple, q: Tensor) -> None:
-            queries[:] = [q]
-
-        def on_key(module: nn.Module, args: tuple, k: Tensor) -> None:
-            maps[name] = probabilities(queries.pop(), k, layer.heads, layer.scale)
-
-        handles.append(layer.to_q.register_forward_hook(on_query))
-        handles.append(layer.to_k.register_forward_hook(on_key))
-
-    try:
+    with ExitStack() as stack:
         for site in sites:
-            listen(site.name, model.get_submodule(site.name))
+            layer = model.get_submodule(site.name)
+            stack.enter_context(_explicit(layer, site.name, maps) if explicit else _listening(layer, site.name, maps,
+                                                                                               of))
         yield maps
+
+
+@contextmanager
+def _listening(layer: nn.Module, name: str, maps: dict[str, Tensor], of: Sequence[bool] | None) -> Iterator[None]:
+    """Inside, each forward of this layer leaves its map in `maps`."""
+    queries: list[Tensor] = []
+
+    def on_query(module: nn.Module, args: tuple, q: Tensor) -> None:
+        queries[:] = [_rows(q, of)]
+
+    def on_key(module: nn.Module, args: tuple, k: Tensor) -> None:
+        maps[name] = probabilities(queries.pop(), _rows(k, of), layer.heads, layer.scale)
+
+    handles = [layer.to_q.register_forward_hook(on_query), layer.to_k.register_forward_hook(on_key)]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _explicit(layer: nn.Module, name: str, maps: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, this layer computes its map and its output from one softmax, and leaves the map in `maps`."""
+    before = layer.processor
+    layer.processor = _Explicit(name, maps)
+    try:
+        yield
+    finally:
+        layer.processor = before
+
+
+class _Explicit:
+    """An attention processor as diffusers' layers call one: out = to_out(P v), P = softmax(q k^T / sqrt d)."""
+
+    def __init__(self, name: str, maps: dict[str, Tensor]) -> None:
+        self.name, self.maps = name, maps
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                 attention_mask: Tensor | None = None) -> Tensor:
+        plain = attention_mask is attn.group_norm is attn.spatial_norm is None and attn.rescale_output_factor == 1
+        assert plain and not attn.norm_cross and not attn.residual_connection, f"{self.name} is another attention"
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        p_RAnm = self.maps[self.name] = probabilities(attn.to_q(hidden_states), attn.to_k(context), attn.heads,
+                                                      attn.scale)
+        v_RAmd = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        out = (p_RAnm.to(v_RAmd.dtype) @ v_RAmd).transpose(1, 2).flatten(2)
+        for layer in attn.to_out:                                                  # a linear layer, then dropout
+            out = layer(out)
+        return out
+
+
+def _rows(x: Tensor, of: Sequence[bool] | None) -> Tensor:
+    """Of what a layer gave, (B n, ...), the rows of the batch that are asked for."""
+    return x if of is None or all(of) else x.unflatten(0, (len(of), -1))[list(of)].flatten(0, 1)
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, scale: float) -> Tensor:
@@ -122,19 +166,24 @@ def choose(sites: Sequence[Site], where: str, kind: str | None = None, axis: str
     return [site for site in chosen if kind in (None, site.kind) and axis in (None, site.axis)]
 
 
-def word_maps(maps: Mapping[str, Tensor], sites: Sequence[Site], positions: Sequence[int], frames: int,
-              size: tuple[int, int] | None = None) -> list[Tensor]:
-    """M_SCA of one word, one map per site: (B, F, h_i, w_i), values in 0..1 (METHOD 4 and 5).
+def word_maps(maps: Mapping[str, Tensor], sites: Sequence[Site], words: Sequence[Sequence[int]], frames: int,
+              size: tuple[int, int] | None = None) -> list[list[Tensor]]:
+    """M_SCA of each word, out[word][site]: (B, F, h_i, w_i), values in 0..1 (METHOD 4 and 5). words: their positions.
 
     The mean over heads and the sum over the word's token positions (**ours**: the paper leaves both open): the share of
     its attention that a cell gives to the word. size: (h, w) of the latents, to unfold the cells of a layer that works
     at a half, a quarter ... of it; None where frames are square.
     """
-    out = []
+    out: list[list[Tensor]] = [[] for _ in words]
     for site in sites:
-        word_RN = maps[site.name].mean(1)[..., list(positions)].sum(-1)              # (B F, N)
-        h, w = _grid(word_RN.shape[1], size)
-        out.append(word_RN.reshape(-1, frames, h, w))
+        map_RANL = maps[site.name]
+        chosen_LW = map_RANL.new_zeros(map_RANL.shape[-1], len(words))
+        for w, positions in enumerate(words):
+            chosen_LW[list(positions), w] = 1
+        words_RNW = (map_RANL @ chosen_LW).mean(1)          # all words in one product: one way back through the map
+        height, width = _grid(words_RNW.shape[1], size)
+        for own, word_RN in zip(out, words_RNW.unbind(-1)):
+            own.append(word_RN.reshape(-1, frames, height, width))
     return out
 
 

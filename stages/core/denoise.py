@@ -99,8 +99,8 @@ def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, T
     (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base".
     keep: the prompt's vectors in the cache; not those of a token that is on its way."""
     vectors = backbone.embed([prompt, ""], tokens, keep=keep)
-    alone = Branch(vectors[:1], vectors[1:], row="lora", from_base=unconditional == "base")
-    with branches(backbone.denoiser, {"lora": lora}) as rows:
+    alone = Branch(vectors[:1], vectors[1:], row="lora", unconditional=unconditional)
+    with branches(backbone.denoiser, {"lora": lora}, merge=backbone.merges) as rows:
         return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
                            alpha_m=0.0, beta_s=1.0, beta_m=0.0)
 

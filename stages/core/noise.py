@@ -7,6 +7,7 @@ Coefficients are computed in acp's precision and rounded once, to the precision 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,6 +68,38 @@ def ddim_step(x: Tensor, eps: Tensor, t: int, t_prev: int, acp: Tensor, eta: flo
     return x_prev + sigma * noise
 
 
+class Solver:
+    """x_t -> x_{t-1} of one trajectory, called step after step: order 1 is ddim_step, order 2 DPM-Solver++(2M).
+
+    Of second order (Lu et al. 2022, Algorithm 2; **ours**: the paper samples with DDIM): with l = log(signal / spread),
+    h = l_prev - l and r = (the h before) / h,
+
+        D      = x_0 + (x_0 - the x_0 before) / (2 r)
+        x_prev = spread_prev / spread x + signal_prev (1 - e^-h) D
+
+    The first step knows none before, and the last one ends where l may be infinite: both are of first order, which is
+    DDIM. A solver keeps one latent between steps and no more.
+    """
+
+    def __init__(self, acp: Tensor, final_alpha: float = 1.0, order: int = 1) -> None:
+        self._acp, self._final, self._order = acp, final_alpha, order
+        self._before: tuple[Tensor, float] | None = None                             # x_0 and h of the last step
+
+    def __call__(self, x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
+        if self._order == 1:
+            return ddim_step(x, eps, t, t_prev, self._acp, final_alpha=self._final)
+        a, a_prev = _alpha(t, self._acp, self._final), _alpha(t_prev, self._acp, self._final)
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        last, data = t_prev < 0, x0
+        h = math.inf if last else _log_ratio(a_prev) - _log_ratio(a)
+        if self._before is not None and not last:
+            x0_before, h_before = self._before
+            data = x0 + (x0 - x0_before) * (h / (2 * h_before))
+        self._before = x0, h
+        ratio = ((1 - a_prev) / (1 - a)) ** 0.5
+        return ratio * x + (a_prev**0.5 - ratio * a**0.5) * data                    # signal_prev e^-h = ratio signal
+
+
 def ddim_unstep(x: Tensor, eps: Tensor, t_prev: int, t: int, acp: Tensor, final_alpha: float = 1.0) -> Tensor:
     """x at t_prev -> x at t: the inverse of ddim_step (eta = 0) for the same eps."""
     a, a_prev = _alpha(t, acp, final_alpha), _alpha(t_prev, acp, final_alpha)
@@ -104,6 +137,11 @@ def appearance_free(target: Tensor, out_ap: Tensor, w: float) -> Tensor:
     The same for v: v is affine in eps at a given x_t, and the weights 1 + w and -w add up to one.
     """
     return (1 + w) * target - w * out_ap
+
+
+def _log_ratio(a: float) -> float:
+    """l = log(signal / spread)."""
+    return 0.5 * (math.log(a) - math.log1p(-a))
 
 
 def _alpha(t: int, acp: Tensor, final_alpha: float) -> float:

@@ -112,7 +112,7 @@ def attention_ratio(backbone: UNet3D, clips: list[Clip], sites: list) -> float:
             with watch(backbone.denoiser, sites) as maps:
                 backbone.predict(x, at, backbone.embed([clip.caption]))
             for noun, mask in zip(clip.nouns, clip.masks):
-                for A in word_maps(maps, sites, positions[noun], len(clip.frames)):
+                for A in word_maps(maps, sites, [positions[noun]], len(clip.frames))[0]:
                     M = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None], A.shape[-2:])
                     inside.append(float((A * M).sum() / M.sum().clamp(min=1e-6)))
                     outside.append(float((A * (1 - M)).sum() / (1 - M).sum()))
