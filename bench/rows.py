@@ -16,8 +16,9 @@ from torch import Tensor
 from stages.backbones import load
 from stages.backbones.unet3d import UNet3D
 from stages.core.attention import run_until
+from stages.core.collaborate import Branch
 from stages.core.denoise import sites_of
-from stages.core.lora import training
+from stages.core.lora import Lora, training
 from stages.core.report import Report, silent
 from stages.core.settings import Settings
 from stages.fuse import Group, Teacher, fuse_loras
@@ -32,7 +33,7 @@ from stages.options import (
     resolve,
 )
 from stages.prompts import TargetPrompt, placeholder, subject_prompt, target_prompt
-from stages.sample import Learned, sample_video
+from stages.sample import Learned, branches_of, sample_video
 
 from .bases import SIZES, RandomBase, latents, lora, write
 
@@ -62,20 +63,32 @@ class Setting:
         return self.backbone.embed([prompt], self.learned.tokens)
 
 
-def setting(name: str, folder: Path) -> Setting:
+def setting(name: str, folder: Path, *, device: str = "cpu") -> Setting:
     """"bench", of random weights, whose configs are written to `folder`, or "sprites" with its presets."""
     torch.manual_seed(0)
     options: dict[str, Options] = {"learn-subject": LearnSubjectOptions(rank=RANK, alpha=RANK), "fuse": FuseOptions(),
                                    "learn-motion": LearnMotionOptions(rank=RANK, alpha=RANK)}
     if name == "sprites":
         options = {stage: resolve(stage, Settings(base=name)) for stage in options}
-    backbone = load(name) if name == "sprites" else RandomBase(SIZES[name], write(SIZES[name], folder / name))
+    backbone = load(name, device=device) if name == "sprites" else RandomBase(
+        SIZES[name], write(SIZES[name], folder / name), device=device)
     width = backbone.word_embedding("circle").shape[1]
     tokens = {placeholder(who): torch.randn(1, width) for who in ("toy", "pet")}
     learned = Learned(tokens, *(lora(backbone, who, RANK) for who in ("subject", "motion")), latents(backbone))
     photos = torch.cat([latents(backbone, 1) for _ in range(4)])
     target = target_prompt("<toy> chases <pet> in the snow", {"toy": "circle", "pet": "square"})
     return Setting(name, backbone, options, target, learned, photos, latents(backbone))
+
+
+def both(s: Setting) -> tuple[Mapping[str, Lora], Branch, Branch]:
+    """What `sampling` runs on: the LoRAs, the subject and the motion branch."""
+    return ({"subject": s.learned.subject, "motion": s.learned.motion},
+            *branches_of(s.backbone, s.target, s.learned, SampleOptions()))
+
+
+def alone(s: Setting) -> Branch:
+    """The base under the plain prompt."""
+    return branches_of(s.backbone, s.target, s.learned, SampleOptions(branches="none"))[0]
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from . import blocks as shapes
 from .bases import config
 from .blocks import Block
-from .walks import LEARNS, learning, passing, until, watched
+from .walks import LEARNS, learning, passes, passing, until, watched
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -191,22 +191,26 @@ def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
 
 
 def _sample(base: Base, o: Options, count: int) -> tuple[Phases, float]:
-    both = o.branches == "auto"
-    loras = _RANK * base.s * (base.adapted("subject") + base.adapted("motion"))
-    together = min(o.steps, o.steps if o.motion_steps is None else o.motion_steps) if both else 0
-    guided = min(o.tau, together)
+    rows, back = passes(base.blocks(), replace(o, steps=1), low=False)[0]                    # of the first step
+    loras = _RANK * base.weight * (base.adapted("subject") + base.adapted("motion"))
     held, chosen = base.unet_bytes + loras, watched(until(base.blocks(), o.layers), o.layers)
-    measured = (2 if base.low else 4) * sum(b.maps() for b in chosen) if guided else 0
-    phases = {"sampling": held + base.sampling(4 if both else 2) + measured,
+    measured = (2 if base.low else 4) * sum(b.maps() for b in chosen) if back else 0
+    phases = {"sampling": held + base.sampling(rows - back) + measured,
               "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}
-    flops = 2 * (o.steps + together) * base.forward() + base.translated(down=False)
-    if guided:
+    flops = units(base, o) * base.forward() + base.translated(down=False)
+    if back:
         phases["guiding"] = held + base.guiding(o.layers)
-        flops += guided * 2 * base.there_and_back(sum(b.flops for b in until(base.blocks(), o.layers)))
     if o.inverted == "cast":
         phases["encoding"] = base.unet_bytes + base.vae_bytes + base.pictures(down=True)
         flops += _PREVIEW_STEPS * base.forward()
     return phases, count * o.count * flops
+
+
+def units(base: Base, o: Options) -> float:
+    """What a video of `sample` costs in u, forwards of one row; a plain guided step costs 2. With f, the share of the
+    network as far as the deepest watched layer: 4 u an unguided step, (4 + 2 (f + 1.1 f)) u a guided one."""
+    rows = passes(base.blocks(), o, low=base.low)
+    return sum(b.flops * (ahead + _BACKWARD * back) for b, (ahead, back) in zip(base.blocks(), rows)) / base.forward()
 
 
 STAGES = {"invert": _invert, "learn-subject": _learn_subject, "learn-motion": _learn_motion, "fuse": _fuse,
