@@ -122,13 +122,14 @@ def test_maps_of_a_scope_that_has_ended_get_their_gradient(backbone64, low64, st
     equal(gradient(low64), gradient(backbone64))
 
 
-def test_rows_may_change_between_forward_and_backward(backbone64, low64):
+@pytest.mark.parametrize("merge", [False, True])
+def test_rows_may_change_between_forward_and_backward(backbone64, low64, merge):
     """Two forwards under two LoRAs, one backward: each part is computed again under the LoRA it was computed with."""
     def gradient(backbone) -> Tensor:
         x, t, vectors = inputs()
         x.requires_grad_()
         loras = {who: a_lora(backbone, who) for who in ("subject", "motion")}
-        with branches(backbone.denoiser, loras) as rows:
+        with branches(backbone.denoiser, loras, merge=merge) as rows:
             rows(["subject"])
             one = backbone.predict(x, t, vectors)
             rows(["motion"])

@@ -5,8 +5,9 @@ alone; whatever else its backward needs is computed a second time when the backw
 forward and changes no result.
 
 A second forward is right only if it computes what the first one did. What a block computes with beside its inputs are
-the hooks of `attention.watch` and `lora.branches`, which by then may have been removed or read other rows, and its
-layers and weights. The hooks are kept as they were; that nothing else has changed is checked.
+the hooks and the forwards that `attention.watch` and `lora.branches` put into its layers, which by then may have been
+removed or read other rows, and its layers and weights. The former are kept as they were; that the latter have not
+changed is checked.
 """
 from __future__ import annotations
 
@@ -35,14 +36,23 @@ def checkpointed(denoiser: nn.Module) -> Iterator[None]:
     backward, which is asserted; watched layers and the rows of `lora.branches` need not be.
     """
     blocks = [module for module in denoiser.modules() if isinstance(module, BLOCKS)]
-    assert not any("forward" in vars(block) for block in blocks), "a checkpointing scope is already open"
+    found = [vars(block).get("forward") for block in blocks]                    # put there by compiling.py
+    assert not any(hasattr(own, "recomputes") for own in found), "a checkpointing scope is already open"
     try:
         for block in blocks:
             block.forward = _recomputing(block)
         yield
     finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
+        for block, own in zip(blocks, found):
+            put_forward(block, own)
+
+
+def put_forward(module: nn.Module, own: Callable | None) -> None:
+    """Give a module a forward of its own, or with None that of its class again."""
+    if own is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = own
 
 
 def _recomputing(block: nn.Module) -> Callable:
@@ -72,6 +82,7 @@ def _recomputing(block: nn.Module) -> Callable:
             raise stopped.pop()
         return out
 
+    forward.recomputes = True
     return forward
 
 
@@ -82,21 +93,32 @@ class _Moment:
         self.over = False
         self._block = block
         self._parts = _parts(block)
-        self._hooks = _copied([(module, module._forward_hooks) for module in block.modules()])
+        self._put = _copied(_put(block))
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """The block as it was. Hooks get copies of what they note down: a map recomputed is no map captured."""
         assert _parts(self._block) == self._parts, \
             "a LoRA, an adapter or a weight was changed between forward and backward under checkpointing"
-        now = [(module, module._forward_hooks) for module, _ in self._hooks]
+        now = _put(self._block)
         try:
-            for module, hooks in _copied(self._hooks):
+            for module, hooks, own in _copied(self._put):
                 module._forward_hooks = hooks
+                put_forward(module, own)
             yield
         finally:
-            for module, hooks in now:
+            for module, hooks, own in now:
                 module._forward_hooks = hooks
+                put_forward(module, own)
+
+
+Put = list[tuple[nn.Module, OrderedDict, Callable | None]]
+
+
+def _put(block: nn.Module) -> Put:
+    """What scopes have put into the layers of a block: hooks, and a forward of its own or None."""
+    return [(module, module._forward_hooks, vars(module).get("forward")) for module in block.modules()
+            if module is not block]
 
 
 def _parts(block: nn.Module) -> list[tuple]:
@@ -105,16 +127,18 @@ def _parts(block: nn.Module) -> list[tuple]:
     return layers + [(id(p), p._version) for p in block.parameters()]
 
 
-def _copied(hooks: list[tuple[nn.Module, OrderedDict]]) -> list[tuple[nn.Module, OrderedDict]]:
-    """The same hooks, with copies of the lists and dicts in their closures, shared as the originals are."""
+def _copied(put: Put) -> Put:
+    """The same, with copies of the lists and dicts in their closures, shared as the originals are."""
     copies: dict[int, object] = {}
 
-    def copied(hook: Callable) -> Callable:
-        if not (isinstance(hook, FunctionType) and hook.__closure__):
-            return hook
-        inside = [cell.cell_contents for cell in hook.__closure__]
+    def copied(function: Callable | None) -> Callable | None:
+        if not (isinstance(function, FunctionType) and function.__closure__):
+            return function
+        inside = [cell.cell_contents for cell in function.__closure__]
         cells = (CellType(copies.setdefault(id(value), value.copy()) if isinstance(value, (list, dict)) else value)
                  for value in inside)
-        return FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, tuple(cells))
+        return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__,
+                            tuple(cells))
 
-    return [(module, OrderedDict((key, copied(hook)) for key, hook in some.items())) for module, some in hooks]
+    return [(module, OrderedDict((key, copied(hook)) for key, hook in hooks.items()), copied(own))
+            for module, hooks, own in put]
