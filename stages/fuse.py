@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +33,17 @@ from . import STAGES
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.attention import run_until, watch, word_maps
+from .core.attention import Site, run_until, watch, word_maps
+from .core.collaborate import Rows
 from .core.cutmix import Cut, cutmix
-from .core.denoise import draw, drawing, encode, gaussian, noised, pick, seed_of, sites_of
+from .core.denoise import Noised, draw, drawing, encode, gaussian, noised, pick, seed_of, sites_of
 from .core.errors import UsageError
 from .core.lora import Lora, branches, load_tokens, mean, provenance, save, training
 from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
-from .core.team import ALONE, Team, mean_over, on_devices
-from .core.train import fit, schedule
+from .core.team import ALONE, Team, on_devices
+from .core.train import adamw, fit, schedule
 from .core.video import write_video
 from .core.workspace import Artifact, Workspace, fused_name
 from .cuts import Finder, from_photos, from_videos
@@ -138,36 +138,37 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
     mine = team.deal({"L_fusion": [4] * len(rounds[0]) * options.batch,                         # in forwards, about
                       "L_attn": [3] * _composing(options)})
     with training(unet, backbone.targets("subject"), seed=seed, start=mean([t.lora for t in teachers])) as own, \
-            branches(unet, {t.name: t.lora for t in teachers}) as rows:
+            branches(unet, {t.name: t.lora for t in teachers}, merge=backbone.merges) as rows:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
             taught = rounds[step % len(rounds)]
             names = [t.name for t in taught for _ in range(options.batch)]
             c_n = torch.cat([t.vectors.expand(options.batch, -1, -1) for t in taught])
-            row = noised(backbone, torch.cat([t.latents[pick(len(t.latents), options.batch, generator)]
-                                              for t in taught]), generator, options.t_max)
-            whole = (row.x, row.t, c_n, torch.arange(len(names)))
-            loss_fusion = mean_over(mine["L_fusion"], whole, partial(loss_of, names))
+            x_n, t_n, _ = noised(backbone, torch.cat([t.latents[pick(len(t.latents), options.batch, generator)]
+                                                      for t in taught]), generator, options.t_max)
+            at, share = mine["L_fusion"], len(mine["L_fusion"]) / len(names)
+            x, t, c = x_n[at], t_n[at], c_n[at]                                      # the rows of this process
+            wanted = taught_by([names[n] for n in at], x, t, c)
+            mixed = composition(backbone, groups[step // len(rounds) % len(groups)], generator, options.t_max) \
+                if mine["L_attn"] else None
+            said, found = student(backbone, rows, sites, (x, t, c), mixed, whole=options.lambda_mix > 0)
+            loss_fusion = losses.fusion(said, wanted) * share if at else x_n.new_zeros(())
             if not _composing(options):
                 return {"loss": loss_fusion}
-            rows([None])
-            group, mix = groups[step // len(rounds) % len(groups)], options.lambda_mix > 0
-            mixed = {name: row.x.new_zeros(()) for name in ("L_attn", "L_mix")[:1 + mix]}
-            if mine["L_attn"]:
-                mixed = composition_losses(backbone, group, sites, generator, whole=mix, t_max=options.t_max)
-            loss = losses.total_fusion(loss_fusion, mixed["L_attn"], options.lambda2)
+            found = found or {name: x_n.new_zeros(()) for name in ("L_attn", "L_mix")[:1 + (options.lambda_mix > 0)]}
+            loss = losses.total_fusion(loss_fusion, found["L_attn"], options.lambda2)
             if options.lambda_mix:
-                loss = loss + options.lambda_mix * mixed["L_mix"]
-            return {"loss": loss, "L_fusion": loss_fusion, **mixed}
+                loss = loss + options.lambda_mix * found["L_mix"]
+            return {"loss": loss, "L_fusion": loss_fusion, **found}
 
-        def loss_of(names: Sequence[str], x: Tensor, t: Tensor, c_n: Tensor, at: Tensor) -> Tensor:
-            with torch.no_grad(), own.disabled():
-                rows([names[n] for n in at])
-                wanted = backbone.predict(x, t, c_n)                                     # eps_theta_s,n
-            rows([None] * len(at))
-            return losses.fusion(backbone.predict(x, t, c_n), wanted)                    # L_fusion
+        @torch.no_grad()
+        def taught_by(names: Sequence[str], x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            """eps_theta_s,n, each row from its own subject's LoRA."""
+            with own.disabled():
+                rows(names)
+                return backbone.predict(x, t, c) if names else x
 
-        optimizer = torch.optim.AdamW(own.values(), lr=options.rate, weight_decay=0.0)
+        optimizer = adamw(own.values(), options.rate)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
             identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop, report=report,
             team=team)
@@ -181,23 +182,53 @@ def _composing(options: FuseOptions) -> bool:
     return options.lambda2 > 0 or options.lambda_mix > 0
 
 
-def composition_losses(backbone: Backbone, group: Group, sites: Sequence, generator: torch.Generator, *,
-                       whole: bool, t_max: float = 1.0) -> dict[str, Tensor]:
-    """L_attn on one composition of a group, noised at a random t; whole: L_mix as well. Without it the forward ends
-    with the last watched layer."""
+@dataclass(frozen=True)
+class Composition:
+    """One composition of a group, noised at a random t."""
+
+    group: Group
+    row: Noised
+    masks: Sequence[Tensor]
+
+
+def composition(backbone: Backbone, group: Group, generator: torch.Generator, t_max: float) -> Composition:
+    """Draw one."""
     k = pick(len(group.latents), 1, generator)
     row = noised(backbone, group.latents[k], generator, t_max)
-    frames, *size = row.x.shape[2:]
-    out: dict[str, Tensor] = {}
+    return Composition(group, row, [group.masks[k, n].to(row.x) for n in range(len(group.words))])
 
-    def forward() -> None:
-        out["L_mix"] = losses.denoising(backbone.predict(row.x, row.t, group.vectors), row.target)
 
-    with watch(backbone.denoiser, sites) as maps:
-        forward() if whole else run_until(backbone.denoiser, sites[-1], forward)
-    sca = [word_maps(maps, sites, words, frames, tuple(size)) for words in group.words]  # M_SCA,i
-    masks = [group.masks[k, n].to(row.x) for n in range(len(group.words))]
-    return {"L_attn": losses.attention(sca, masks), **(out if whole else {})}
+def student(backbone: Backbone, rows: Rows, sites: Sequence[Site], taught: tuple[Tensor, Tensor, Tensor],
+            mixed: Composition | None, *, whole: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """(what the student says of x_n, {L_attn of a composition; whole: L_mix as well}).
+
+    taught: x_n, t, vectors, perhaps without a row; mixed: None where no composition is looked at. Both go through the
+    network in one batch, unless memory is low. Without L_mix the composition's forward is one of its own, and ends with
+    the last watched layer.
+    """
+    own = (mixed.row.x, mixed.row.t, mixed.group.vectors) if mixed else None
+    batches = [(taught, False)] if len(taught[0]) else []
+    if batches and mixed and whole and not backbone.low_memory:
+        batches = [(tuple(map(torch.cat, zip(taught, own))), True)]
+    elif mixed:
+        batches.append((own, True))
+    outputs, maps = [], {}
+    for batch, looked_at in batches:
+        of = [row == len(batch[0]) - 1 for row in range(len(batch[0]))]                  # the composition comes last
+        rows([None] * len(of))
+        with watch(backbone.denoiser, sites if looked_at else [], of=of) as seen:
+            def forward(batch: tuple[Tensor, ...] = batch) -> None:
+                outputs.extend(backbone.predict(*batch).split(1))
+
+            run_until(backbone.denoiser, sites[-1], forward) if looked_at and not whole else forward()
+        maps |= seen
+    said = torch.cat(outputs[:len(taught[0])]) if len(taught[0]) else taught[0]
+    if mixed is None:
+        return said, {}
+    frames, *size = mixed.row.x.shape[2:]
+    sca = word_maps(maps, sites, mixed.group.words, frames, tuple(size))                 # M_SCA,i
+    found = {"L_attn": losses.attention(sca, mixed.masks)}
+    return said, found | ({"L_mix": losses.denoising(outputs[-1], mixed.row.target)} if whole else {})
 
 
 # -- training videos -------------------------------------------------------------------------------------------------

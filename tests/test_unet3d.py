@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_base
+from diffusers import UNet3DConditionModel
 from oracles import assert_same_state, state_of
 
 from stages.backbones import NAMES, clip_text, identity, load
@@ -266,3 +267,12 @@ def test_importing_the_list_of_bases_loads_no_torch():
     import sys
     code = "import sys, stages.backbones; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_network_is_that_of_diffusers_but_for_how_it_finds_its_dtype(backbone, backbone64, base_folder):
+    plain = UNet3DConditionModel.from_pretrained(base_folder / "unet").eval()
+    x, vectors = torch.randn(1, 4, 4, 8, 8), backbone.embed(["a dog"])
+    with torch.no_grad():
+        assert torch.equal(backbone.denoiser(x, 10, vectors).sample, plain(x, 10, vectors).sample)
+    assert (backbone.denoiser.dtype, backbone64.denoiser.dtype) == (torch.float32, torch.float64)
+    assert isinstance(backbone.denoiser, UNet3DConditionModel)

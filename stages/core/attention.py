@@ -44,8 +44,8 @@ def watch(model: nn.Module, sites: Sequence[Site], *, of: Sequence[bool] | None 
     with ExitStack() as stack:
         for site in sites:
             layer = model.get_submodule(site.name)
-            stack.enter_context(_explicit(layer, site.name, maps) if explicit else _listening(layer, site.name, maps,
-                                                                                               of))
+            read = _explicit if explicit else _listening
+            stack.enter_context(read(layer, site.name, maps, of))
         yield maps
 
 
@@ -69,10 +69,10 @@ def _listening(layer: nn.Module, name: str, maps: dict[str, Tensor], of: Sequenc
 
 
 @contextmanager
-def _explicit(layer: nn.Module, name: str, maps: dict[str, Tensor]) -> Iterator[None]:
+def _explicit(layer: nn.Module, name: str, maps: dict[str, Tensor], of: Sequence[bool] | None) -> Iterator[None]:
     """Inside, this layer computes its map and its output from one softmax, and leaves the map in `maps`."""
     before = layer.processor
-    layer.processor = _Explicit(name, maps)
+    layer.processor = _Explicit(name, maps, of)
     try:
         yield
     finally:
@@ -82,16 +82,16 @@ def _explicit(layer: nn.Module, name: str, maps: dict[str, Tensor]) -> Iterator[
 class _Explicit:
     """An attention processor as diffusers' layers call one: out = to_out(P v), P = softmax(q k^T / sqrt d)."""
 
-    def __init__(self, name: str, maps: dict[str, Tensor]) -> None:
-        self.name, self.maps = name, maps
+    def __init__(self, name: str, maps: dict[str, Tensor], of: Sequence[bool] | None) -> None:
+        self.name, self.maps, self.of = name, maps, of
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None) -> Tensor:
         plain = attention_mask is attn.group_norm is attn.spatial_norm is None and attn.rescale_output_factor == 1
         assert plain and not attn.norm_cross and not attn.residual_connection, f"{self.name} is another attention"
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        p_RAnm = self.maps[self.name] = probabilities(attn.to_q(hidden_states), attn.to_k(context), attn.heads,
-                                                      attn.scale)
+        p_RAnm = probabilities(attn.to_q(hidden_states), attn.to_k(context), attn.heads, attn.scale)
+        self.maps[self.name] = _rows(p_RAnm, self.of)
         v_RAmd = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         out = (p_RAnm.to(v_RAmd.dtype) @ v_RAmd).transpose(1, 2).flatten(2)
         for layer in attn.to_out:                                                  # a linear layer, then dropout
