@@ -223,7 +223,7 @@ def test_the_autoencoder_and_the_text_encoder_visit_the_device(base_folder, monk
     with base._at_work("text_encoder", stay=True):
         pass
     assert went[-1] == ("CLIPTextModel", "cuda:1") and base.denoiser is not None
-    assert went[-1] == ("UNet3DConditionModel", "cuda:1")
+    assert went[-1] == ("Denoiser", "cuda:1")
 
 
 def test_half_precision_files_are_read(base_folder, tmp_path, backbone):

@@ -6,28 +6,37 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
+from diffusers import UNet3DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import BadInput
 from .folder import WHAT, Weights
 
+_HARMLESS = ("position_ids",)          # buffers that older text encoders were saved with
+
 
 class Denoiser(UNet3DConditionModel):
-    """diffusers' network, but for one thing. Its forward asks for `dtype`, for which diffusers looks through every module
-    of the network: some ten milliseconds, a tenth of a forward of the built-in base. Here it is that of a weight."""
+    """diffusers' network, but for one thing: its forward asks for `dtype`, for which diffusers looks through every
+    module, some ten milliseconds, a tenth of a forward of the built-in base. Here it is that of a weight."""
 
     @property
     def dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
 
 
-KINDS = {"unet": Denoiser, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-_HARMLESS = ("position_ids",)          # buffers that older text encoders were saved with
+def _kind(name: str) -> type:
+    """The class of a part. Those that a run may do without, its latents and text being in the cache, are imported when
+    they are read."""
+    if name == "unet":
+        return Denoiser
+    if name == "vae":
+        from diffusers import AutoencoderKL as Kind
+    else:
+        from transformers import CLIPTextModel as Kind
+    return Kind
 
 
 def read_part(folder: Path, name: str, weights: Weights, dtype: torch.dtype) -> nn.Module:
@@ -37,7 +46,7 @@ def read_part(folder: Path, name: str, weights: Weights, dtype: torch.dtype) -> 
     Raises BadInput where the files and the config do not fit: nothing is left at random values in silence.
     """
     with quietly(folder):
-        module, found = KINDS[name].from_pretrained(
+        module, found = _kind(name).from_pretrained(
             folder / name, use_safetensors=True, variant=weights.variant, dtype=dtype, low_cpu_mem_usage=True,
             output_loading_info=True, ignore_mismatched_sizes=True)
     for key, stored, wanted in found["mismatched_keys"]:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers import DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.attention import Site
 from ..core.cache import Cache
@@ -28,6 +28,10 @@ from .bases import Video, config
 from .checkpointing import checkpointed
 from .folder import Weights
 from .parts import quietly, read_part
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16,
           "fp16": torch.float16}                       # of the weights; "amp": the denoiser's products are in bfloat16
@@ -204,6 +208,8 @@ class UNet3D:
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
+        from transformers import CLIPTokenizer
+
         with quietly(self._folder):
             return CLIPTokenizer.from_pretrained(self._folder / "tokenizer")
 
