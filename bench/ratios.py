@@ -13,16 +13,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+from stages.option_tables import fill
+
+from . import start, units
+from .tables import ALL_SAVINGS, SAVINGS, tables
 from .timing import Cell, a_step, interleaved, machine, whole
 
-LINES = [("bench/videos", "sprites/videos"), ("bench/steps", "sprites/steps")]        # what runs one after the other
-ROUNDS = {"bench/steps": 5, "bench/videos": 3, "sprites/steps": 9, "sprites/videos": 5}
+LINES = [("start", "bench/videos", "sprites/videos"), ("bench/steps", "sprites/steps")]    # one after the other
+ROUNDS = {"start": 7, "bench/steps": 5, "bench/videos": 3, "sprites/steps": 9, "sprites/videos": 5}
 STEPS = {"bench": 3, "sprites": 7}                         # of a loop that is timed, the first of them not counted
 
 
@@ -33,8 +36,11 @@ def cells(part: str, folder: Path) -> dict[str, Cell]:
     base, kind = part.split("/")
     s, n = rows.setting(base, folder), STEPS[base]
     if kind == "videos":
-        return {name: partial(whole, partial(rows.sampling, s, 50, **options)) for name, options in {
-            "video, plain": {"branches": "none"}, "video": {"tau": 15}}.items()}
+        videos = {"video, plain": {"branches": "none"}, "video": {}, "video, all of them *": ALL_SAVINGS}
+        if base == "sprites":
+            videos |= {f"video, {text}": options for text, options in SAVINGS.items()}
+        return {name: partial(whole, partial(rows.sampling, s, 50, **{"tau": 15, **options}))
+                for name, options in videos.items()}
 
     def stepping(loop, *args: object, **options: object) -> Cell:
         return lambda: a_step(lambda report: loop(*args, report=report, **options))
@@ -68,6 +74,8 @@ def measured(part: str, rounds: int, only: str = "") -> dict[str, list[float]]:
     def tell(line: str) -> None:
         print(f"{part}: {line}", file=sys.stderr, flush=True)
 
+    if part == "start":
+        return start.seconds(rounds)
     with tempfile.TemporaryDirectory() as folder:
         chosen = {name: cell for name, cell in cells(part, Path(folder)).items() if only in name}
         return interleaved(chosen, rounds, tell)
@@ -81,7 +89,8 @@ def in_a_process(part: str, rounds: int) -> dict[str, list[float]]:
     return json.loads(done.stdout)
 
 
-def everything(jobs: int) -> Mapping[str, dict[str, list[float]]]:
+def everything(jobs: int) -> dict[str, dict[str, list[float]]]:
+    """All parts, so many at a time."""
     def line(parts: tuple[str, ...]) -> dict[str, dict[str, list[float]]]:
         return {part: in_a_process(part, ROUNDS[part]) for part in parts}
 
@@ -91,7 +100,7 @@ def everything(jobs: int) -> Mapping[str, dict[str, list[float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path, nargs="?", help="a page with <!-- bench --> marks; default: print")
+    parser.add_argument("page", type=Path, nargs="?", help="where its tables are written between their marks")
     parser.add_argument("--part", choices=ROUNDS, help="this part alone, in this process: its seconds, as JSON")
     parser.add_argument("--rounds", type=int, help="of a part")
     parser.add_argument("--only", default="", help="of a part: cells with this in their name")
@@ -100,9 +109,16 @@ def main() -> None:
     if args.part:
         print(json.dumps(measured(args.part, args.rounds or ROUNDS[args.part], args.only)))
         return
-    start = perf_counter()
+    began = perf_counter()
     seconds = everything(args.jobs)
-    print(seconds, machine(), perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {**tables(seconds, Path(folder)), "units": units.table(Path(folder) / "counted")}
+    found["machine"] = f"{machine()}; {(perf_counter() - began) / 60:.0f} minutes."
+    if args.page:
+        filled = {mark: lambda text=text: text for mark, text in found.items()}
+        args.page.write_text(fill(args.page.read_text(encoding="utf-8"), filled), encoding="utf-8")
+    for mark, text in found.items():
+        print(f"\n{mark}\n{text}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def differences(base: str = "sprites") -> str:
 TABLES = {"options": markdown, "presets": differences}
 
 
-def fill(text: str) -> str:
-    """A README with the tables of today between their marks."""
-    for mark, table in TABLES.items():
+def fill(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
+    """A page with the tables of today between their marks."""
+    for mark, table in tables.items():
         before, _, rest = text.partition(f"<!-- {mark} -->")
         _, _, after = rest.partition(f"<!-- /{mark} -->")
         text = f"{before}<!-- {mark} -->\n{table()}\n<!-- /{mark} -->{after}"
