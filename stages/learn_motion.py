@@ -6,11 +6,13 @@
 c_ap = "A static video of <person> and <horse>." says how the actors look and that nothing moves: what the base makes of
 it is taken out of the target. The same holds for a base that predicts v (core/noise.py, appearance_free).
 
-Legend: x latents (B, C, F, h, w); L text tokens, D their width.
+**Ours**, an option that is off: a bank of draws (x_t, t, eps), for which the base is asked once and not at every step.
+
+Legend: x latents (B, C, F, h, w); N windows of the clip, K draws of the bank; L text tokens, D their width.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from . import STAGES
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
-from .core.denoise import Previews, draw, encode, gaussian, noised, pick
+from .core.cache import digest
+from .core.denoise import Noised, Previews, draw, encode, gaussian, go_on, noised, noised_by, pick, seed_of
 from .core.errors import BadInput
 from .core.lora import Lora, load_tokens, provenance, save, training
 from .core.noise import appearance_free
@@ -29,10 +32,12 @@ from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.takes import read_take
 from .core.team import ALONE, Team, mean_over, on_devices
-from .core.train import adamw, fit
+from .core.train import adamw, fit, generator_at
 from .core.workspace import Artifact, Workspace
 from .options import LearnMotionOptions, resolve
 from .prompts import MotionPrompt, motion_prompt, placeholder, placeholders
+
+_TOGETHER, _KEPT = 4, 16           # draws of a bank in one forward, and in one file of the cache
 
 
 @on_devices
@@ -111,21 +116,73 @@ def learn_motion_tensors(backbone: Backbone, latents_NCFhw: Tensor, vectors_m: T
             with own.disabled():
                 preview(step + 1, own.lora())
 
+    bank = Bank(backbone, latents_NCFhw, vectors_ap, options.bank, seed, report) if options.bank and options.w else None
     with training(backbone.denoiser, backbone.targets("motion"), options.rank, options.alpha, seed) as own:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            if bank:
+                row = bank.targets(pick(options.bank, options.batch, generator), options.w)
+                return {"loss": mean_over(mine, row, loss_of)}
             windows = [0] * options.batch if len(latents_NCFhw) == 1 else pick(len(latents_NCFhw), options.batch,
                                                                                generator)
             return {"loss": mean_over(mine, noised(backbone, latents_NCFhw[windows], generator), loss_mot)}
 
         def loss_mot(x: Tensor, t: Tensor, target: Tensor) -> Tensor:
-            c_m, c_ap = (vectors.expand(len(x), -1, -1) for vectors in (vectors_m, vectors_ap))
             if options.w:                                       # eps_apfree; w = 0 needs no second forward
                 with torch.no_grad(), own.disabled():
-                    target = appearance_free(target, backbone.predict(x, t, c_ap), options.w)
-            return losses.motion(backbone.predict(x, t, c_m), target)                            # L_mot
+                    out_ap = backbone.predict(x, t, vectors_ap.expand(len(x), -1, -1))
+                target = appearance_free(target, out_ap, options.w)
+            return loss_of(x, t, target)
+
+        def loss_of(x: Tensor, t: Tensor, apfree: Tensor) -> Tensor:
+            return losses.motion(backbone.predict(x, t, vectors_m.expand(len(x), -1, -1)), apfree)       # L_mot
 
         optimizer = adamw(own.values(), options.rate)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
             identity=identity, after_step=after_step, stop=asked_to_stop, report=report, team=team)
         return own.lora()
+
+
+class Bank:
+    """K draws (window, t, eps) and what the frozen base says of each under c_ap, eps_theta(x_t, c_ap, t): all that a
+    run learns from (**ours**; the paper draws afresh at each step). The base is asked once for each, before training,
+    and not at all where the answers lie in the cache: a run at another rate, rank, w or number of steps finds them.
+
+    The draws are spread evenly: one t in each of K equal parts of the schedule, every window as often as any other. eps
+    is a function of (seed, k) and is drawn again whenever it is needed; only the answers are held, on the CPU.
+    """
+
+    def __init__(self, backbone: Backbone, latents_NCFhw: Tensor, vectors_ap: Tensor, size: int, seed: int = 0,
+                 report: Report = silent) -> None:
+        self._backbone, self._latents, self._seed = backbone, latents_NCFhw, seed_of(seed, "bank")
+        generator, levels = generator_at(self._seed, 0), len(backbone.alphas_cumprod)
+        within = torch.rand(size, generator=generator, dtype=torch.float64)
+        self._t = ((torch.arange(size) + within) * levels / size).long()
+        self._windows = torch.randperm(size, generator=generator) % len(latents_NCFhw)
+        parts = torch.arange(size).split(_KEPT)
+        answered = backbone.cache.several("bank", [self._asking(which, vectors_ap) for which in parts], made=lambda k:
+                                          report(step=int(parts[k][-1]) + 1, of=size, answered="c_ap"))
+        self._answers = torch.cat(answered)
+
+    def rows(self, which: Tensor) -> Noised:
+        """The draws of these numbers, (B,), as `noised` would give them."""
+        noise = [torch.randn(self._latents.shape[1:], generator=generator_at(self._seed, 1 + int(k))) for k in which]
+        return noised_by(self._backbone, self._latents[self._windows[which]], self._t[which], torch.stack(noise))
+
+    def targets(self, which: Tensor, w: float) -> Noised:
+        """The same with eps_apfree for target."""
+        row = self.rows(which)
+        return row._replace(target=appearance_free(row.target, self._answers[which].to(row.x), w))
+
+    def _asking(self, which: Tensor, vectors_ap: Tensor) -> tuple[Sequence, Callable[[], Tensor]]:
+        """A job of the cache: the answers to these draws, (B, C, F, h, w). Its key is what the base is asked."""
+        @torch.no_grad()
+        def make() -> Tensor:
+            row, rows, out = self.rows(which), 1 if self._backbone.low_memory else _TOGETHER, []
+            for x, t in zip(row.x.split(rows), row.t.split(rows)):
+                go_on()
+                out.append(self._backbone.predict(x, t, vectors_ap.expand(len(x), -1, -1)).cpu())
+            return torch.cat(out)
+
+        row = self.rows(which)
+        return [digest(row.x, row.t, vectors_ap)], make

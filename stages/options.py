@@ -22,10 +22,9 @@ from .presets import PRESETS
 def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True, whole: bool = False
            ) -> typing.Any:
     """A hyper-parameter. within: its range and unit, "0..1", "1.. steps", "(0.. " for above 0, or the words that it may
-    be, "own|base"; "" where there is none.
-    paper: the section it comes from, "ours" where the paper leaves it open. identity False: the result does not depend
-    on it (how often to preview), or it is a path, whose content is hashed as an input instead. whole: of several words,
-    none is split at its commas."""
+    be, "own|base"; "" where there is none. paper: the section it comes from, "ours" where the paper leaves it open.
+    identity False: the result does not depend on it (how often to preview), or it is a path, whose content is hashed as
+    an input instead. whole: of several words, none is split at its commas."""
     low, high, unit, above = None, None, "", False
     words = tuple(within.split("|")) if "|" in within else ()
     if within and not words:
@@ -33,8 +32,7 @@ def option(default: object, within: str, help: str, paper: str = "", *, identity
         limits, _, unit = within.lstrip("(").partition(" ")
         low, high = (float(part) if part else math.inf for part in limits.split(".."))
     return field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit, "paper": paper,
-                                            "above": above, "words": words, "identity": identity,
-                                            "whole": whole})
+                                            "above": above, "words": words, "identity": identity, "whole": whole})
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,7 @@ class LearnMotionOptions(Options):
     alpha: float = option(32.0, "(0..65536", "scale of the LoRA: its change counts alpha / rank times", "ours")
     batch: int = option(1, "1..4096", "noise levels of the clip in a step", "ours")
     w: float = option(0.5, "0..100", "how far the target turns from the actors' looks; 0: plain fine-tuning", "§3.3")
+    bank: int = option(0, "0.. draws", "so many draws, their targets computed once; 0, or w = 0: fresh draws", "ours")
     actors: str = option("tokens", "tokens|words", "how the clip's prompt c_m names its actors", "§3.3")
     template: str = option("A static video of {actors}.", "", "the prompt c_ap; {actors} is filled in", "§3.3")
 
@@ -264,8 +263,7 @@ def sources(stage: str, settings: Settings, typed: Mapping[str, object] | None =
     """{option: (value, where from)}; where: "typed", "project.yaml", "preset: REASON" or "paper"."""
     cls = OPTIONS[stage]
     known = {spec.name: spec for spec in fields(cls)}
-    unknown = [name for name in settings.options if name not in OPTIONS]
-    if unknown:
+    if unknown := [name for name in settings.options if name not in OPTIONS]:
         raise BadInput(f"{FILE}: options.{unknown[0]} is no stage", did_you_mean(unknown[0], OPTIONS))
     written = {str(key).replace("-", "_"): value for key, value in settings.options.get(stage, {}).items()}
     for key in written:

@@ -131,7 +131,11 @@ def test_what_a_person_turns_counts(folders):
     assert less(peak("learn-motion", motion, height=256), peak("learn-motion", motion))
     assert less(peak("learn-motion", motion), peak("learn-motion", replace(motion, batch=2)))
     assert peak("learn-motion", replace(motion, rank=8))[0] < peak("learn-motion", motion)[0]
-    assert peak("learn-motion", replace(motion, w=0))[1] < peak("learn-motion", motion)[1]
+    plain = peak("learn-motion", replace(motion, w=0))[1]
+    forward = Base(folders["full"], **FULL, low_memory=True).forward()
+    assert peak("learn-motion", motion)[1] == pytest.approx(plain + 300 * forward)
+    assert peak("learn-motion", replace(motion, bank=64))[1] == pytest.approx(plain + 64 * forward)
+    assert peak("learn-motion", replace(motion, bank=64, w=0))[1] == plain
     assert less(peak("learn-subject", replace(subject, lambda1=0)), peak("learn-subject", subject))
     assert less(peak("fuse", fuse, count=2), peak("fuse", fuse, count=3))
     assert peak("fuse", replace(fuse, layers="mid"))[0] < peak("fuse", fuse)[0]

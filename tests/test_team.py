@@ -16,11 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.backbones import load_for
 from stages.core.errors import BadInput, Interrupted, NumericError, OutOfResources, UsageError
 from stages.core.report import ask_to_stop, asked_to_stop, clear_stop, silent
 from stages.core.team import ALONE, Team, _watch, devices_of, mean_over, on_devices
 from stages.core.train import fit
 from stages.core.workspace import Workspace
+from stages.learn_motion import learn_motion_tensors
+from stages.options import LearnMotionOptions
 
 ROUNDING = 1e-12                                                    # of float64
 SPAWN = multiprocessing.get_context("spawn")
@@ -96,11 +99,21 @@ def _stage(root: Path, call: str, report, **how):
                                                               report=partial(report, call=call), **how)
 
 
+def _banked(project: Workspace, team: Team) -> dict[str, list]:
+    """What learns from a bank of 18 draws, which the cache keeps in two files, in float64."""
+    base = load_for(project, device="cpu", dtype="fp64", low_memory=False)
+    clip = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = LearnMotionOptions(steps=FEW, batch=3, bank=18, rank=2)
+    c_m, c_ap = base.embed(["a person is riding a horse", "A static video of a horse"]).split(1)
+    lora = learn_motion_tensors(base, clip, c_m, c_ap, options, team=team)
+    return {name: value.tolist() for name, value in lora.tensors.items()}
+
+
 @on_devices
-def _everything(folder: Path, *, device: str, report, team: Team) -> tuple[dict, dict]:
+def _everything(folder: Path, *, device: str, report, team: Team) -> tuple[dict, dict, dict]:
     """What each stage reads is what one process left there: what the others make anew comes after it."""
     return _fits(team, folder), {call: _stage(folder, call, report, device=device, team=team)
-                                 for call in reversed(CALLS)}
+                                 for call in reversed(CALLS)}, _banked(Workspace(folder), team)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +134,8 @@ def both(tmp_path_factory, base_folder):
             _stage(two, "learn-motion", lambda **facts: facts.get("step") == 1 and ask_to_stop())
     finally:
         clear_stop()
-    fits, made_two = _everything(two, device="cpu,cpu", report=lambda **facts: told_two.append(facts))
-    return {"one": (made, told), "two": (made_two, told_two), "fits": fits}
+    fits, made_two, banked = _everything(two, device="cpu,cpu", report=lambda **facts: told_two.append(facts))
+    return {"one": (made, told), "two": (made_two, told_two), "fits": fits, "banked": (one, two, banked)}
 
 
 def test_the_loop_makes_the_same(both):
@@ -142,6 +155,15 @@ def test_a_stage_makes_the_same(both, stage, limit):
     assert found[0] and set(found[0]) == set(found[1])
     assert max(float((found[0][key].double() - found[1][key]).abs().max()) for key in found[0]) < limit
     assert both["two"][0][stage].made
+
+
+def test_a_bank_is_shared_and_makes_the_same(both):
+    one, two, banked = both["banked"]
+    alone = _banked(Workspace(one), ALONE)
+    assert alone and alone.keys() == banked.keys()
+    for name, value in alone.items():
+        assert float((torch.tensor(banked[name]) - torch.tensor(value)).abs().max()) < LIMITS["learn-motion"]
+    assert [len(list((root / ".cache/bank").iterdir())) for root in (one, two)] == [2, 2]
 
 
 def test_the_reported_losses_are_those_of_the_whole(both):

@@ -31,6 +31,7 @@ _ADAPTER = 16             # bytes of a LoRA's parameter that learns: itself, gra
 _RANK = 32                # of the LoRAs that a stage reads, of which the configs say nothing: the default
 _PREVIEW_STEPS = 50       # DDIM steps of what other stages' options decide
 _CHUNK = 16               # frames through the autoencoder at a time, as in unet3d.py
+_TOGETHER = 4             # draws of a bank through the network at a time, as in learn_motion.py
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,13 @@ def _learn_subject(base: Base, o: Options, count: int) -> tuple[Phases, float]:
 
 def _learn_motion(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     held = base.unet_bytes + _ADAPTER * o.rank * base.adapted("motion")
-    step = o.batch * (base.there_and_back(base.forward()) + (base.forward() if o.w else 0))
-    return {"encoding": base.vae_bytes + base.pictures(down=True),
+    step = o.batch * (base.there_and_back(base.forward()) + (base.forward() if o.w and not o.bank else 0))
+    bank = {"bank": base.unet_bytes + base.sampling(_TOGETHER)} if o.w and o.bank else {}
+    return {"encoding": base.vae_bytes + base.pictures(down=True), **bank,
             "learning": held + base.learning("motion", o.batch, o.rank)[0],
             "previews": held + base.sampling(2),
             "decoding": held + base.vae_bytes + base.pictures(down=False)}, \
-        o.steps * step + 3 * 2 * _PREVIEW_STEPS * base.forward()
+        o.steps * step + (len(bank) * o.bank + 3 * 2 * _PREVIEW_STEPS) * base.forward()
 
 
 def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:

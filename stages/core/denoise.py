@@ -44,9 +44,13 @@ class Noised(NamedTuple):
 def noised(backbone: Backbone, x0: Tensor, generator: torch.Generator, t_max: float = 1.0) -> Noised:
     """Draw t uniformly and eps ~ N(0, I) for every row of x0 (B, C, F, h, w). t_max: the share of the schedule, from
     its clean end, that t is drawn from."""
-    acp = backbone.alphas_cumprod
-    t = torch.randint(max(1, round(t_max * len(acp))), (len(x0),), generator=generator).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    t = torch.randint(max(1, round(t_max * len(backbone.alphas_cumprod))), (len(x0),), generator=generator)
+    return noised_by(backbone, x0, t, torch.randn(x0.shape, generator=generator))
+
+
+def noised_by(backbone: Backbone, x0: Tensor, t: Tensor, noise: Tensor) -> Noised:
+    """The rows of x0 (B, C, F, h, w) at given t (B,) and eps (like x0)."""
+    acp, t, noise = backbone.alphas_cumprod, t.to(x0.device), noise.to(x0)
     return Noised(add_noise(x0, noise, t, acp), t, target(x0, noise, t, acp, backbone.predicts))
 
 
