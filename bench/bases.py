@@ -145,7 +145,8 @@ def sample(backbone: RandomBase, turns: int, guided: bool = False, layers: str =
     both, empty, words = vectors(backbone), vectors(backbone), [range(2, 3), range(5, 6)]
     cross, time = (sites_of(backbone, layers, kind, axis) for kind, axis in (("cross", "space"), ("self", "time")))
     x = latents(backbone)
-    with branches(backbone.denoiser, {who: lora(backbone, who) for who in ("subject", "motion")}) as rows:
+    loras = {who: lora(backbone, who) for who in ("subject", "motion")}
+    with branches(backbone.denoiser, loras, merge=backbone.merges) as rows:
         for _ in range(turns):
             gc.collect()
             x, _facts = collaborative_step(

@@ -30,7 +30,7 @@ GROUPS = {
     "element by element": ("add", "mul", "div", "sub", "gelu", "silu", "sigmoid", "exp", "sqrt", "pow", "sum", "mean",
                            "neg", "where", "addcmul", "addcdiv", "lerp", "adam", "foreach"),
 }
-WHOLE = {"mm", "cat", "add", "mul"}                                 # names that are part of others'
+WHOLE = {"mm", "cat", "add", "mul"}                                 # names that are parts of others
 STEPS = 4                                                          # of a loop, the first of them not looked at
 
 

@@ -57,6 +57,7 @@ def cells(part: str, folder: Path) -> dict[str, Cell]:
         "bare, motion": stepping(rows.bare_motion, s, n),
         "motion, w = 0": stepping(rows.motion, s, n, w=0),
         "motion": stepping(rows.motion, s, n),
+        "motion, bank": stepping(rows.motion, s, n, bank=4),
         "bare, subject": stepping(rows.bare_subject, s, n),
         "subject": stepping(rows.subject, s, n),
         "bare, fuse": stepping(rows.bare_fusing, s, n),

@@ -109,10 +109,14 @@ def one_row(s: Setting, steps: int, report: Report) -> None:
 
 # -- learning --------------------------------------------------------------------------------------------------------
 def motion(s: Setting, steps: int, report: Report, **options: object) -> None:
-    """`learn-motion`; w = 0: a plain LoRA, without the appearance-free target."""
+    """`learn-motion`; w = 0: a plain LoRA, without the appearance-free target; bank: of so many targets."""
+    def listen(**facts: object) -> None:
+        if "loss" in facts:                                                  # not what is reported of the bank before
+            report(**facts)
+
     c_m, c_ap = s.vectors("a <toy> chases a <pet>"), s.vectors("A static video of <toy> and <pet>.")
     learn_motion_tensors(s.backbone, s.clip, c_m, c_ap, replace(s.options["learn-motion"], steps=steps, **options),
-                         report=report)
+                         report=listen)
 
 
 def subject(s: Setting, steps: int, report: Report) -> None:

@@ -48,10 +48,11 @@ def goals(depths: Sequence[str]) -> list[Row]:
         *(Row(f"guided step, {'all maps' if depth == 'all' else f'maps as far as `{depth}`'}", f"guided, {depth}",
               "plain", wanted.get(depth), {**step, "tau": 1, "layers": depth}) for depth in depths),
         Row("a whole video, 50 steps, tau 15", "video", "video, plain", 2.35, {}),
-        Row("a step of `learn-motion --w 0`", "motion, w = 0", "bare, motion", 1.05),
-        Row("a step of `learn-subject`", "subject", "bare, subject", 1.05),
-        Row("a step of `fuse`", "fuse", "bare, fuse", 1.05),
-        Row("the appearance-free target", "motion", "motion, w = 0"),
+        Row("a step of `learn-motion --w 0`, over bare forward and backward", "motion, w = 0", "bare, motion", 1.05),
+        Row("a step of `learn-subject`, over its own", "subject", "bare, subject", 1.05),
+        Row("a step of `fuse`, over its own", "fuse", "bare, fuse", 1.05),
+        Row("a step of `learn-motion --bank`, over one with `--w 0`", "motion, bank", "motion, w = 0", 1.10),
+        Row("a step of `learn-motion`, over one with `--w 0`", "motion", "motion, w = 0"),
     ]
 
 

@@ -89,6 +89,12 @@ class Block:
         read = self.context[1] if self.context else self.inner
         return rank * (self.inner * (8 * 2 + 9 + 5) + 2 * (read - self.inner))
 
+    @property
+    def adaptable(self) -> int:
+        """Weights of the ten linear layers that a LoRA changes; 0 where it is no transformer."""
+        n, read = self.inner, self.context[1] if self.context else self.inner
+        return (4 + 2 + 12) * n * n + 2 * read * n if self.kind in ("space", "time") else 0
+
     # ------------------------------------------------------------------------------------------------ bytes of memory
     def output(self, s: int) -> float:
         return self.c_out * self.out_cells * s

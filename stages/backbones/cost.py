@@ -54,6 +54,7 @@ class Base:
         self.unet, self.vae, self.text = (config(folder, part) for part in ("unet", "vae", "text_encoder"))
         self.s, self.weight = BYTES[dtype], WEIGHTS[dtype]
         self.low, self.frames, self.size = low_memory, frames, (height, width)
+        self.merges = dtype in ("fp32", "fp64") and not low_memory                    # as UNet3D.merges
         self.tokens = self.text["max_position_embeddings"]
         factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
         self.h, self.w = height // factor, width // factor
@@ -79,6 +80,12 @@ class Base:
     def adapted(self, who: str) -> int:
         """Parameters per rank of a LoRA for "subject" (space) or "motion" (time)."""
         return sum(b.adapted(1) for b in self.blocks() if b.kind == LEARNS[who])
+
+    def loras(self, *branches: str, rank: int = _RANK) -> int:
+        """Frozen LoRAs that run, "subject" or "motion" each: their factors, and where they are merged a copy of all
+        weights that one changes."""
+        return sum(self.weight * (rank * self.adapted(who) + self.merges * sum(
+            b.adaptable for b in self.blocks() if b.kind == LEARNS[who])) for who in branches)
 
     # -------------------------------------------------------------------------------------------------------- phases
     def _pictures(self, pictures: int, down: bool) -> list[Block]:
@@ -109,7 +116,7 @@ class Base:
 
     def sampling(self, rows: int) -> int:
         """A forward of so many rows without gradients, each under a LoRA; row by row where memory is low."""
-        return round(passing(self.blocks(1 if self.low else rows), self.s, hooked=True))
+        return round(passing(self.blocks(1 if self.low else rows), self.s, hooked=not self.merges))
 
     def learning(self, who: str, rows: int, rank: int, frames: int | None = None) -> tuple[float, float]:
         return self.walk(self.blocks(rows, frames), who, rank)
@@ -124,13 +131,14 @@ class Base:
         chosen = watched(until(self.blocks(), where), where)
         peak, kept = self.walk(first, "inputs")
         differences = sum(b.maps() for b in chosen if b.kind == "time")
-        return round(peak + (kept if self.low else 0) + differences + self.watching(chosen, 2))
+        return round(peak + (kept if self.low else 0) + differences + self.watching(chosen, 2, explicit=not self.low))
 
-    def watching(self, chosen: Sequence[Block], rows: int) -> float:
-        """Maps of so many rows that wait for a gradient, and what theirs needs."""
+    def watching(self, chosen: Sequence[Block], rows: int, *, explicit: bool = False) -> float:
+        """Maps of so many rows that wait for a gradient, and what theirs needs beside that of the layer's own output;
+        nothing, where that is computed from the map (attention.watch, explicit)."""
         maps = rows * sum(b.maps() for b in chosen)
         if not self.low:
-            return maps + rows * sum(b.read_out(self.s) for b in chosen)
+            return maps + (0 if explicit else rows * sum(b.read_out(self.s) for b in chosen))
         return maps + sum(b.maps() for b in chosen) + max((b.maps() + b.read_out(self.s) for b in chosen), default=0)
 
 
@@ -158,7 +166,7 @@ def _learn_subject(base: Base, o: Options, count: int) -> tuple[Phases, float]:
         peak, flops = max(peak, kept + regular), flops + base.forward()
         draws += 0 if o.auxiliary else o.auxiliary_count
     return {"encoding": base.vae_bytes + base.pictures(down=True),
-            "drawing": held + base.sampling(2),
+            "drawing": held + base.loras("subject", rank=o.rank) + base.sampling(2),
             "learning": held + peak + base.reading(),
             "decoding": held + base.vae_bytes + base.pictures(down=False)}, \
         o.steps * base.there_and_back(flops) + draws * 2 * o.video_steps * base.forward()
@@ -170,14 +178,14 @@ def _learn_motion(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     bank = {"bank": base.unet_bytes + base.sampling(_TOGETHER)} if o.w and o.bank else {}
     return {"encoding": base.vae_bytes + base.pictures(down=True), **bank,
             "learning": held + base.learning("motion", o.batch, o.rank)[0],
-            "previews": held + base.sampling(2),
+            "previews": held + base.loras("motion", rank=o.rank) + base.sampling(2),
             "decoding": held + base.vae_bytes + base.pictures(down=False)}, \
         o.steps * step + (len(bank) * o.bank + 3 * 2 * _PREVIEW_STEPS) * base.forward()
 
 
 def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     rows, rank = o.batch * (1 if o.teachers == "turns" else count), count * _RANK
-    held = base.unet_bytes + (_ADAPTER * rank + count * _RANK * base.weight) * base.adapted("subject")
+    held = base.unet_bytes + _ADAPTER * rank * base.adapted("subject") + base.loras(*["subject"] * count)
     peak, kept = base.learning("subject", rows, rank)
     step = rows * (base.forward() + base.there_and_back(base.forward()))
     if o.lambda2 or o.lambda_mix:
@@ -185,7 +193,7 @@ def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
         maps = base.watching(watched(until(base.blocks(), o.layers, ("space",)), o.layers, ("space",)), 1)
         peak = max(peak, kept + maps + base.walk(mixed, "subject", rank)[0])
         step += base.there_and_back(sum(b.flops for b in mixed))
-    return {"drawing": base.unet_bytes + _RANK * base.weight * base.adapted("subject") + base.sampling(2),
+    return {"drawing": base.unet_bytes + base.loras("subject") + base.sampling(2),
             "encoding": base.unet_bytes + base.vae_bytes + base.pictures(down=True),
             "learning": held + peak,
             "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}, \
@@ -194,9 +202,9 @@ def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
 
 def _sample(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     rows, back = passes(base.blocks(), replace(o, steps=1), low=False)[0]                    # of the first step
-    loras = _RANK * base.weight * (base.adapted("subject") + base.adapted("motion"))
-    held, chosen = base.unet_bytes + loras, watched(until(base.blocks(), o.layers), o.layers)
-    measured = (2 if base.low else 4) * sum(b.maps() for b in chosen) if back else 0
+    held = base.unet_bytes + base.loras(*{"auto": ("subject", "motion"), "none": ()}.get(o.branches, [o.branches]))
+    chosen = watched(until(base.blocks(), o.layers), o.layers)
+    measured = 2 * sum(b.maps() for b in chosen) if back else 0                              # of the prompts' rows
     phases = {"sampling": held + base.sampling(rows - back) + measured,
               "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}
     flops = units(base, o) * base.forward() + base.translated(down=False)

@@ -101,7 +101,9 @@ class _Explicit:
 
 def _rows(x: Tensor, of: Sequence[bool] | None) -> Tensor:
     """Of what a layer gave, (B n, ...), the rows of the batch that are asked for."""
-    return x if of is None or all(of) else x.unflatten(0, (len(of), -1))[list(of)].flatten(0, 1)
+    if of is None or all(of):
+        return x
+    return x.unflatten(0, (len(of), -1))[[row for row, asked in enumerate(of) if asked]].flatten(0, 1)
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, scale: float) -> Tensor:
