@@ -10,11 +10,11 @@ DEMO      ?= demo
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-sam2 lint sprites sprites-quality bench-gpu clean
+.PHONY: help install demo test test-sam2 lint sprites sprites-quality bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:                ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(READY)    ## make .venv and install everything into it (skipped when fresh)
 
@@ -47,6 +47,9 @@ sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores;
 
 sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
 	$(BIN)/python -m stages.sprites.quality
+
+bench: $(READY)      ## what steps and videos cost beside their floors, into docs/performance.md (under 20 minutes)
+	$(BIN)/python -m bench.ratios docs/performance.md
 
 bench-gpu: $(READY)  ## seconds and memory at ZeroScope's size on a CUDA device, beside the estimates; Grounded-SAM2 there
 	$(BIN)/videomage doctor
