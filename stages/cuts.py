@@ -35,7 +35,11 @@ class Finder:
         self._name, self._setup = options.segmenter, Setup(
             device, options.threshold, own.box_threshold, own.text_threshold, "one",
             models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
-        self._cache = Cache(project, models.identity(self._name, self._setup), report)
+        self._project, self._report = project, report
+
+    @cached_property
+    def _cache(self) -> Cache:
+        return Cache(self._project, models.identity(self._name, self._setup), self._report)
 
     @cached_property
     def _segmenter(self) -> Segmenter:

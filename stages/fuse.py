@@ -76,8 +76,8 @@ class Group:
 
 @on_devices
 def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: FuseOptions | None = None, *,
-         device: str = "cpu", dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
-         report: Report = silent, team: Team = ALONE) -> Artifact:
+         device: str = "cpu", dtype: str = "fp32", low_memory: bool = False, compiled: bool = False, seed: int = 0,
+         force: bool = False, report: Report = silent, team: Team = ALONE) -> Artifact:
     """Fuse the LoRAs of two or more learned subjects (None: all of the project) -> lora.safetensors, videos/, preview.
 
     device: one, or "cuda:0,cuda:1", which share the drawing of the videos and the terms of the loss.
@@ -95,7 +95,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
     team.require(taught * plan.options.batch + _composing(plan.options), "fuse")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
-                                     report=report), plan.options
+                                     compiled=compiled, report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         teachers = []
         for name in names:
@@ -129,8 +129,8 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
                team: Team = ALONE) -> Lora:
     """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA.
 
-    Student and teachers share one network: the fused LoRA is trained through PEFT, each teacher's is added by hooks to
-    its own rows of the batch while the student's is off. No adapter is switched by name.
+    Student and teachers share one network: the fused LoRA is trained through PEFT, each teacher's acts on its
+    own rows of the batch while the student's is off. No adapter is switched by name.
     """
     sites = sites_of(backbone, options.layers, "cross", "space")
     unet = backbone.denoiser

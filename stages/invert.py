@@ -47,8 +47,8 @@ class Crop:
 
 @on_devices
 def invert(project: Workspace, motion: str | None = None, options: InvertOptions | None = None, *, device: str = "cpu",
-           dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
-           report: Report = silent, team: Team = ALONE) -> Artifact:
+           dtype: str = "fp32", low_memory: bool = False, compiled: bool = False, seed: int = 0,
+           force: bool = False, report: Report = silent, team: Team = ALONE) -> Artifact:
     """Appearance tokens and inverted noise of a motion's clip -> tokens.safetensors, noise.safetensors, a preview. The
     noise is that of the clip's first window, if there are several.
 
@@ -61,7 +61,8 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
     if team.first_says(bool(plan.state())) and not force:
         return plan.artifact()
     with plan.making(report, force=force, team=team) as out:
-        backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory, report=report)
+        backbone = load_for(project, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled,
+                            report=report)
         plan.facts["run on"] = backbone.run_on
         size = (backbone.height, backbone.width)
         actors = _actors(project, motion, plan.request.get("prompt"))
@@ -163,7 +164,7 @@ def _token_rows(project: Workspace, backbone: Backbone, crops: Mapping[str, Crop
     rows = []
     for actor, part in crops.items():
         x_0 = draw(backbone, subject_prompt(actor), gaussian(backbone, 1, seed), tokens=tokens, steps=look.steps,
-                   guidance=look.guidance, keep=False)
+                   guidance=look.guidance, solver=look.solver, keep=False)
         hidden = np.where(part.mask[..., None], part.picture, part.picture // 3)
         rows.append((f"{actor}: crop, mask, token", np.stack([part.picture, hidden, backbone.decode(x_0)[0, 0]])))
     return rows

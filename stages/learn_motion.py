@@ -43,7 +43,8 @@ _TOGETHER, _KEPT = 4, 16           # draws of a bank in one forward, and in one 
 @on_devices
 def learn_motion(project: Workspace, motion: str | None = None, options: LearnMotionOptions | None = None, *,
                  prompt: str | None = None, device: str = "cpu", dtype: str = "fp32", low_memory: bool = False,
-                 seed: int = 0, force: bool = False, report: Report = silent, team: Team = ALONE) -> Artifact:
+                 compiled: bool = False, seed: int = 0, force: bool = False, report: Report = silent,
+                 team: Team = ALONE) -> Artifact:
     """Learn the motion of a segmented and inverted clip -> lora.safetensors, a preview sheet.
 
     prompt: what happens in the clip, actors in brackets, "a [person] is riding a [horse]", in place of project.yaml's.
@@ -61,7 +62,7 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
     team.require(plan.options.batch, "learn-motion")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
-                                     report=report), plan.options
+                                     compiled=compiled, report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         tokens = load_tokens(plan.inputs["tokens"])
         c_m, c_ap = prompts_of(motion_prompt(plan.request["prompt"]), options, tokens)
@@ -73,7 +74,7 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
 
         def preview(step: int, lora: Lora) -> None:
             x_0 = draw(backbone, c_m, gaussian(backbone, backbone.frames, seed), tokens=tokens, lora=lora,
-                       steps=look.steps, guidance=look.guidance)
+                       steps=look.steps, guidance=look.guidance, solver=look.solver)
             previews.add(step, backbone.decode(x_0)[0])
 
         lora = learn_motion_tensors(backbone, encode(backbone, clips_NFHWC), vectors_m, vectors_ap, options,

@@ -40,8 +40,8 @@ Preview = Callable[[int, Tensor, Lora], None]
 @on_devices
 def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions | None = None, *,
                   images: Sequence[Path] | None = None, class_word: str | None = None, device: str = "cpu",
-                  dtype: str = "fp32", low_memory: bool = False, seed: int = 0, force: bool = False,
-                  report: Report = silent, team: Team = ALONE) -> Artifact:
+                  dtype: str = "fp32", low_memory: bool = False, compiled: bool = False, seed: int = 0,
+                  force: bool = False, report: Report = silent, team: Team = ALONE) -> Artifact:
     """Learn `<subject>` -> token.safetensors, lora.safetensors, images/ (the photos as given), a preview sheet.
 
     images, class_word: in place of what project.yaml says of the subject. The class word ("dog") is where the token
@@ -59,7 +59,7 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
     team.require(plan.options.batch + (plan.options.lambda1 > 0), "learn-subject")
     with plan.making(report, force=force, team=team) as out:
         backbone, options = load_for(project, device=device, dtype=dtype, low_memory=low_memory,
-                                     report=report), plan.options
+                                     compiled=compiled, report=report), plan.options
         plan.facts["run on"] = backbone.run_on
         photos = [photo.fitted((backbone.height, backbone.width), options.fit)
                   for photo in read_photos(plan.inputs["images"], plan.inputs.get("masks"), report)]

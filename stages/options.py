@@ -162,12 +162,12 @@ class SampleOptions(Options):
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale; 1: none", "§4")
     unconditional: str = option("own", "own|base|shared", "what the subject branch's guidance turns from: the answer "
                                 "to the empty prompt with its LoRA (own), or of the frozen base (base); shared: one of "
-                                "the base for both branches", "ours")
+                                "the base for both branches, if both run", "ours")
     guidance_steps: int | None = option(None, "0..1000 steps", "first steps with classifier-free guidance; default: "
-                                        "all. The others cost half", "ours")
+                                        "all. Those without cost a row less for each branch that has it", "ours")
     guidance_motion: float | None = option(None, "0..100", "the scale in the motion branch; default: guidance", "ours")
     tau: int = option(15, "0..1000 steps", "how many of the first steps are guided; 0: none", "§3.5")
-    guide_every: int = option(1, "1..1000 steps", "guide every n-th of them, n times as hard", "ours")
+    guide_every: int = option(1, "1..1000 steps", "of the tau steps guide every n-th, as hard as n together", "ours")
     alpha: float = option(1e4, "0..1e12", "guidance strength at 576x320x24, rescaled to the latent at hand", "§3.5")
     alpha_motion: float | None = option(None, "0..1e12", "the same for the motion branch; default: alpha", "ours")
     beta_s: float = option(0.5, "0..1", "weight of the subject branch's noise", "§3.5")

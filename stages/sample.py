@@ -54,7 +54,8 @@ class Learned:
 
 def sample(project: Workspace, prompts: Sequence[str] | None = None, options: SampleOptions | None = None, *,
            subjects: Sequence[str] | None = None, motion: str | None = None, device: str = "cpu", dtype: str = "fp32",
-           low_memory: bool = False, seed: int = 0, force: bool = False, report: Report = silent) -> list[Artifact]:
+           low_memory: bool = False, compiled: bool = False, seed: int = 0, force: bool = False,
+           report: Report = silent) -> list[Artifact]:
     """A video for each prompt and seed (seed, seed + 1, ... for options.count) -> samples/NNNN-words/ with video.mp4,
     frames.png (lossless), sheet.png and log.json (per step: both losses and |dx| / |x|).
 
@@ -71,7 +72,7 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
                 raise Interrupted(f"stopped before video {index + 1} of {len(plans)}", "run the same command again")
             with plan.making(report, force=force) as out:
                 backbone = backbone or load_for(project, device=device, dtype=dtype, low_memory=low_memory,
-                                                report=report)
+                                                compiled=compiled, report=report)
                 plan.facts["run on"] = backbone.run_on
                 _make(project, backbone, plan, out, report)
         artifacts.append(plan.artifact())
@@ -108,7 +109,8 @@ def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, opt
         sites_of(backbone, options.layers, kind, axis)                       # a misspelt layer is said before any work
     x_T = initial_noise(backbone, learned.noise, options, seed)
     subject, motion = branches_of(backbone, target, learned, options)
-    loras = {"subject": learned.subject if options.branches in ("auto", "subject") else None, "motion": learned.motion}
+    used = {branch.row for branch in (subject, motion) if branch}
+    loras = {who: lora for who, lora in (("subject", learned.subject), ("motion", learned.motion)) if who in used}
     alpha_motion = options.alpha if options.alpha_motion is None else options.alpha_motion
     with branches(backbone.denoiser, loras, merge=backbone.merges) as rows:
         return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
@@ -164,7 +166,7 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
     subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject",
                      options.unconditional)
     motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion",
-                    "shared" if options.unconditional == "shared" else "own")
+                    "shared" if options.unconditional == "shared" and with_subject else "own")
     if with_subject or with_motion:
         return subject if with_subject else None, motion if with_motion else None
     return Branch(c_plain, empty, row=None), None

@@ -104,7 +104,7 @@ def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, g
     whole graph. cross, time: names of the watched layers. alpha_s, alpha_m: as applied, not rescaled. Ours: a branch
     may be guided away from the base, from where it stands or ("shared") from x as it was; after motion_steps the
     subject branch goes on alone; the motion branch may have a guidance of its own; after guidance_steps there is none;
-    every guide_every-th step is guided, so many times as hard."""
+    every guide_every-th step is guided, as hard as the steps together for which it stands."""
     scale = {"s": guidance, "m": guidance if guidance_motion is None else guidance_motion}
     nets = {"s": merged(backbone.denoiser, lora_s), "m": merged(backbone.denoiser, lora_m)}
     kept = {key: written_out(net) for key, net in nets.items()}
@@ -130,8 +130,8 @@ def algorithm_1(backbone, lora_s, lora_m, x_T, subject, motion, *, steps, tau, g
             (g_sub,) = torch.autograd.grad(l_m_to_s, x_sub, retain_graph=True)
             (g_mot,) = torch.autograd.grad(l_s_to_m, x_mot)
             losses.append((float(l_s_to_m.detach()), float(l_m_to_s.detach())))
-            x_sub, x_mot = x_sub.detach() - guide_every * alpha_s * g_sub, \
-                x_mot.detach() - guide_every * alpha_m * g_mot                       # lines 9, 10
+            hard = sum(1 for other in range(index, tau) if other // guide_every == index // guide_every)
+            x_sub, x_mot = x_sub.detach() - hard * alpha_s * g_sub, x_mot.detach() - hard * alpha_m * g_mot   # 9, 10
             with torch.no_grad():
                 eps_sub, eps_mot = noise("s", x_sub, t), noise("m", x_mot, t)        # line 11
         t_prev = timesteps[index + 1] if index + 1 < len(timesteps) else -1

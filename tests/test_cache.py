@@ -21,7 +21,7 @@ from test_stages import QUICK, Middle, make_project
 from typer.testing import CliRunner
 
 from stages import STAGES, segmenters
-from stages.backbones import load_for
+from stages.backbones import folder, load_for
 from stages.core import cache as caches
 from stages.core.cache import Cache, digest
 from stages.core.denoise import draw, drawing, invert_clip
@@ -115,6 +115,36 @@ def test_a_key_holds_content_and_no_name(project):
         Cache(project).tensor("kind", [Path("clip.mp4")], Counted(torch.zeros(1)))
 
 
+def test_what_cannot_be_kept_is_computed_and_the_run_goes_on(project):
+    """Where .cache/ cannot be written (here a file stands in its place), or is deleted while a value is made."""
+    said, make = [], Counted(torch.arange(5.0))
+    (project.root / ".cache").write_text("")
+    cache = Cache(project, report=notes(said))
+    assert all(torch.equal(cache.tensor("kind", [1], make), make.value) for _ in range(2))
+    assert make.times == 2 and len(said) == 1 and "cannot be written" in said[0]["note"]
+    (project.root / ".cache").unlink()
+
+    def deleted_meanwhile() -> torch.Tensor:
+        shutil.rmtree(project.root / ".cache", ignore_errors=True)
+        return make.value
+
+    for key in (2, 3):
+        assert torch.equal(Cache(project).tensor("kind", [key], deleted_meanwhile), make.value)
+    assert len(entries(project)) == 1
+
+
+def test_another_file_of_the_same_revision_is_another_value(project, monkeypatch):
+    """fp16 files read as float32, since nothing else was there, and later the full ones: both are of one commit."""
+    own = load_for(project, device="cpu", dtype="fp32", low_memory=False)
+    make = Counted(torch.zeros(1))
+    own.cache.tensor("kind", [1], make)
+    weights = {part: replace(of, variant="fp16") for part, of in own._weights.items()}
+    monkeypatch.setattr(folder, "check", lambda *args, **options: weights)
+    other = load_for(project, device="cpu", dtype="fp32", low_memory=False)
+    other.cache.tensor("kind", [1], make)
+    assert other.revision == own.revision and other.variants != own.variants and make.times == 2
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:7], lambda data: b"",
                                     lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"{" + data])
 def test_a_damaged_file_is_made_anew_with_a_note(project, damage):
@@ -164,7 +194,7 @@ def test_what_was_longest_not_used_goes_first(project, monkeypatch):
     Cache(project).tensor("kind", [5], Counted(torch.zeros(1000)))
     assert [Cache(project).has("kind", [k]) for k in range(6)] == [True, True, False, False, True, True]
     monkeypatch.setattr(caches, "MOST", 0)                # of a run's own things none are taken
-    os.utime(project.cache("kind") / entries(project)[0].name)
+    os.utime(project.root / ".cache" / "kind" / entries(project)[0].name)
     Cache(project).tensor("kind", [6], Counted(torch.zeros(1000)))
     assert all(Cache(project).has("kind", [k]) for k in (0, 1, 5, 6)) and not Cache(project).has("kind", [4])
 
@@ -264,10 +294,10 @@ def test_another_base_or_arithmetic_is_another_value(home, base_folder, tmp_path
     weights["encoder.conv_in.bias"] += 1
     save_file(weights, tmp_path / "other/vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     other = Workspace.create(tmp_path / "there", base=str(tmp_path / "other"))
-    shutil.copytree(home.cache(""), other.root / ".cache", dirs_exist_ok=True)
     found = [base(home).encode(clip), base(home, dtype="fp64").encode(clip), base(home, dtype="bf16").encode(clip)]
     base(home, low_memory=True).encode(clip)
     assert len(entries(home, "latents")) == 4 and len({x.dtype for x in found}) == 3
+    shutil.copytree(home.root / ".cache", other.root / ".cache", dirs_exist_ok=True)
     assert not torch.equal(base(other).encode(clip), found[0])
 
 

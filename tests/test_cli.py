@@ -147,6 +147,18 @@ def test_refusals(project, args, code, sentence):
     assert not (project / "fused").exists()
 
 
+def test_how_the_base_runs_is_told_to_the_stage(project, monkeypatch):
+    """And to those stages alone that have a base."""
+    seen = {}
+    monkeypatch.setattr("stages.learn_subject.learn_subject", lambda *args, **how: seen.update(how) or [])
+    run(project, "learn-subject", "toy", "--compile", "--dtype", "amp")
+    assert (seen["compiled"], seen["low_memory"], seen["dtype"]) == (True, False, "amp")
+    run(project, "learn-subject", "toy", "--low-memory")
+    assert (seen["compiled"], seen["low_memory"]) == (False, True)
+    assert "--compile" in run(project, "sample", "--help")[0]
+    assert "--compile" not in run(project, "segment", "--help")[0]
+
+
 @pytest.mark.parametrize("args, sentence", [(["--subjects", "toy", "pat"], "Did you mean 'pet'"),
                                             (["--motion", "chaes"], "Did you mean 'chase'")])
 def test_the_demo_refuses_what_its_world_does_not_have(tmp_path, args, sentence):

@@ -130,6 +130,18 @@ def test_no_row_is_computed_for_nothing(backbone, more, wanted):
     assert counted == wanted
 
 
+@pytest.mark.parametrize("tau, every, wanted", [(3, 1, [1, 1, 1]), (3, 2, [2, 0, 1]), (3, 9, [3, 0, 0])])
+def test_guide_every_keeps_the_guidance_of_all_steps_together(backbone64, tau, every, wanted):
+    """|dx| of the first guided step grows as the number of steps for which it stands; alpha's sum is tau alphas."""
+    x_T, lora_s, lora_m, subject, motion = setting(backbone64)
+    weak = dict(alpha_s=1.0, alpha_m=1.0)
+    facts = run(backbone64, x_T, lora_s, lora_m, subject, motion, **weak, tau=tau, guide_every=every)[1]
+    each = run(backbone64, x_T, lora_s, lora_m, subject, motion, **weak, tau=tau)[1]
+    grown = [row.get("shift_s", 0) / other["shift_s"] for row, other in zip(facts, each)]
+    assert grown == pytest.approx(wanted, rel=1e-3)
+    assert sum(wanted) == tau
+
+
 def test_equal_empty_prompts_are_one_row(backbone64):
     """Two branches that turn from the same model at the same x share its answer, exactly."""
     x_T, lora_s, lora_m, subject, motion = setting(backbone64)

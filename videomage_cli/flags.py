@@ -37,6 +37,7 @@ _PLACE = r".*=[-\d.,\s]+|[\d.,\s]+"
 SPREAD = {"--subjects": ".*", "--actors": ".*", "--box": _PLACE, "--point": _PLACE,
           "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
 TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
+BASE_FLAGS = ("low_memory", "compiled")          # how the base is run
 DTYPES = ("auto", "fp32", "amp", "bf16", "fp16")
 Project = typing.Annotated[Path, typer.Option("--project", "-p", help="The project's folder.", show_default="here")]
 Device = typing.Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the GPU if there is one.")]
@@ -46,6 +47,9 @@ Dtype = typing.Annotated[str, typer.Option(
 LowMemory = typing.Annotated[bool, typer.Option(
     "--low-memory", help="Less memory, more time, the same numbers: what trains is computed twice, batches go row by "
     "row, frames one by one.")]
+Compile = typing.Annotated[bool, typer.Option(
+    "--compile", help="Parts of the denoiser run as code that torch.compile makes at their first use, within minutes: "
+    "shorter steps, the same numbers to rounding. For long training and GPUs; needs a C++ compiler.")]
 Base = typing.Annotated[str, typer.Option(
     help="sprites (built in), zeroscope, modelscope, owner/name of the hub, or the folder of a diffusers model.")]
 Seed = typing.Annotated[int, typer.Option(help="All randomness comes from it.", min=0, max=2**31 - 1)]
@@ -115,6 +119,7 @@ class Run:
     force: bool
     dry_run: bool
     low_memory: bool = False
+    compiled: bool = False
     devices: list[str] = field(default_factory=list)
     typed: Mapping[str, object] = field(default_factory=dict)
 
@@ -176,7 +181,7 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
                for name, p in inspect.signature(body).parameters.items() if name != "run"]
         options = flags_of(stage)
         common = [p for p in inspect.signature(_common, eval_str=True).parameters.values()
-                  if p.name != "low_memory" or STAGES[stage].uses_base]
+                  if p.name not in BASE_FLAGS or STAGES[stage].uses_base]
         common = [p.replace(annotation=NoDevices) if p.name == "devices" and stage not in TRAINS else p for p in common]
 
         def command(**typed: typing.Any) -> None:
@@ -202,11 +207,11 @@ def stage_command(app: typer.Typer, stage: str) -> Callable:
 
 
 def _common(*, folder: Project = Path(), device: Device = "auto", devices: Devices = None, dtype: Dtype = "auto",
-            low_memory: LowMemory = False, seed: Seed = 0,
+            low_memory: LowMemory = False, compiled: Compile = False, seed: Seed = 0,
             force: typing.Annotated[bool, typer.Option("--force", help="Run it even if it is fresh.")] = False,
             dry_run: typing.Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
             json: Json = False) -> None:
-    """The flags of every stage; low_memory of those that use the base."""
+    """The flags of every stage; BASE_FLAGS of those that use the base."""
 
 
 def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
@@ -250,7 +255,7 @@ def _make(run: Run, calls: list[Call]) -> list[Artifact]:
 
     device = ",".join(map(pick_device, run.devices or [run.device]))
     common = {"device": device, "dtype": pick_dtype(run.dtype, device, run.project.settings.base), "seed": run.seed,
-              "force": run.force, **({"low_memory": run.low_memory} if STAGES[run.stage].uses_base else {})}
+              "force": run.force, **{name: getattr(run, name) for name in BASE_FLAGS if STAGES[run.stage].uses_base}}
     artifacts: list[Artifact] = []
     try:
         with console.Talk(run.stage) as report:

@@ -17,13 +17,13 @@ __all__ = ["NAMES", "Video", "base_of", "identity", "identity_of", "licence", "l
 
 
 def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping[str, int] | None = None,
-         low_memory: bool = False) -> UNet3D:
+         low_memory: bool = False, compiled: bool = False) -> UNet3D:
     """A base, frozen; its parts are read when they are first used.
 
     dtype: of its arithmetic, fp32, amp, bf16 or fp16 (fp64 for tests); where there are files of both kinds, the latter
     two read those of the fp16 variant. wanted: frames, fps, height, width other than its own (project.yaml, video).
-    low_memory: see UNet3D. Raises BadInput where the folder, its kind or one of its files is not what it should be,
-    MissingPrerequisite where it is not on this machine.
+    low_memory, compiled: see UNet3D. Raises BadInput where the folder, its kind or one of its files is not what it
+    should be, MissingPrerequisite where it is not on this machine, or nothing there compiles.
     """
     from .folder import check
     from .unet3d import UNet3D
@@ -31,7 +31,8 @@ def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping
     folder = locate(base)
     weights = check(folder, base, half=dtype in ("bf16", "fp16"))
     return UNet3D(folder, weights, name=base, revision=str(identity(base)["revision"]), licence=licence(base),
-                  origin=origin(base), video=video(base, wanted), device=device, dtype=dtype, low_memory=low_memory)
+                  origin=origin(base), video=video(base, wanted), device=device, dtype=dtype, low_memory=low_memory,
+                  compiled=compiled)
 
 
 def base_of(project: Workspace) -> str:
@@ -41,13 +42,18 @@ def base_of(project: Workspace) -> str:
     return str(folder) if base not in NAMES and (folder / "model_index.json").is_file() else base
 
 
-def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool, report: Report = silent) -> UNet3D:
+def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool, compiled: bool = False,
+             report: Report = silent) -> UNet3D:
     """The base of a project, making what the project's `video` asks for, with the project's cache. What it keeps there
     is for bases of this content on this kind of device: which one of several alike makes no difference."""
     from ..core.cache import Cache
 
-    backbone = load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory)
-    backbone.cache = Cache(project, [backbone.revision, re.sub(r"(?<=^cuda):\d+", "", backbone.run_on)], report)
+    if compiled:
+        report(note="blocks of the base are compiled at their first use: some minutes for shapes that are new here")
+    backbone = load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory,
+                    compiled=compiled)
+    about = [backbone.revision, backbone.variants, re.sub(r"(?<=^cuda):\d+", "", backbone.run_on)]
+    backbone.cache = Cache(project, about, report)
     return backbone
 
 

@@ -150,7 +150,7 @@ def _invert(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     peak, kept = base.learning("inputs", o.token_batch, 0, 1)
     walk = o.inversion_steps * (1 + o.inversion_refine)
     flops = (o.token_steps * count * o.token_batch * base.there_and_back(base.forward(1))
-             + (walk + 2 * o.inversion_steps) * base.forward())
+             + (walk + o.inversion_steps) * base.forward())
     return {"encoding": base.unet_bytes + text + base.vae_bytes + base.pictures(down=True),
             "tokens": base.unet_bytes + text + (count - 1) * kept + peak + base.reading(count),
             "inversion": base.unet_bytes + text + base.sampling(2),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.attention import Site
 from ..core.cache import Cache
 from ..core.errors import UsageError
-from . import clip_text
+from . import clip_text, compiling
 from .bases import Video, config
 from .checkpointing import checkpointed
 from .folder import Weights
@@ -61,21 +61,26 @@ class UNet3D:
     backwards, are in bfloat16 (torch.autocast). The means of norms and of softmax, maps, losses and the gradients of
     what learns are in float32. So are the autoencoder and the text encoder: they run once for every hundreds of
     forwards of the denoiser, and an error of theirs stands in every step and in every pixel. arithmetic: this name.
+
+    compiled: blocks of the denoiser run as code that torch.compile makes of them, at their first forward of each shape,
+    and keeps for later processes (compiling.py). The same numbers to rounding.
     """
 
     def __init__(self, folder: Path, weights: Mapping[str, Weights], *, name: str, revision: str, licence: str,
                  video: Video, origin: Mapping[str, str] | None = None, device: str = "cpu", dtype: str = "fp32",
-                 low_memory: bool = False) -> None:
+                 low_memory: bool = False, compiled: bool = False) -> None:
         if dtype not in DTYPES:
             raise UsageError(f"'{dtype}' is no dtype", f"known are {', '.join(DTYPES)}")
         self.name, self.revision, self.licence, self.origin = name, revision, licence, dict(
             origin or {"base": name, "revision": revision})
         self.frames, self.fps, self.height, self.width = video.frames, video.fps, video.height, video.width
         self.device, self.dtype, self.low_memory = torch.device(device), DTYPES[dtype], low_memory
-        self.arithmetic = dtype
+        self.arithmetic, self.compiled = dtype, compiled
         if dtype == "amp" and not _mixes(self.device):
             raise UsageError(f"mixed precision (amp) needs bfloat16, which torch does not offer on {device} here",
                              "use --dtype fp32 or fp16")
+        if compiled:
+            compiling.check(self.device)
         self.cache = Cache()                       # where encode and embed look first; load_for gives it the project's
         self._folder, self._weights, self._parts = folder, weights, {}
         with quietly(folder):
@@ -90,7 +95,13 @@ class UNet3D:
     def run_on(self) -> str:
         """For the manifests: what of the machine a result may differ by, if only by rounding."""
         chip = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        return f"{self.device}{chip}, {self.arithmetic}{', low memory' if self.low_memory else ''}"
+        how = (", low memory" if self.low_memory else "") + (", compiled" if self.compiled else "")
+        return f"{self.device}{chip}, {self.arithmetic}{how}"
+
+    @property
+    def variants(self) -> dict[str, str | None]:
+        """Which weight files were found of each part: "fp16" for those in half precision. Others give other numbers."""
+        return {part: weights.variant for part, weights in self._weights.items()}
 
     @property
     def merges(self) -> bool:
@@ -221,7 +232,8 @@ class UNet3D:
     def predict(self, x: Tensor, t: int | Tensor, vectors: Tensor) -> Tensor:
         """x (B, C, F, h, w), t an int or (B,), vectors (B, L, D) -> what the network says (see `predicts`), shape and
         dtype of x: latents may be kept in float32 while the network computes in half precision."""
-        with self._mixed(), checkpointed(self.denoiser) if self.low_memory else nullcontext():
+        quick = compiling.compiled(self.denoiser, compiling.KINDS[self.device.type]) if self.compiled else nullcontext()
+        with self._mixed(), quick, checkpointed(self.denoiser) if self.low_memory else nullcontext():
             out = self.denoiser(x.to(self.dtype), t, encoder_hidden_states=vectors.to(self.dtype)).sample
         return out.to(x.dtype)
 

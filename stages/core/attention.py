@@ -38,7 +38,7 @@ def watch(model: nn.Module, sites: Sequence[Site], *, of: Sequence[bool] | None 
 
     of: which rows of the batch are read; None: all. explicit: the layer's own output is computed from the map, too, in
     place of its processor: one softmax instead of two, there and on the way back, for an output that may differ in its
-    last bits. Otherwise no bit of the forward changes.
+    last bits (not under checkpointing: its second forward comes after this scope). Otherwise no bit of it changes.
     """
     maps: dict[str, Tensor] = {}
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ Kept are, by kind (a folder each; sizes at 576x320, 24 frames, float32):
     latents    of a photo (46 kB), of a clip (1.1 MB)             noise     a clip's inverted noise (1.1 MB)
     auxiliary  of a part of a file (1.1 MB)                       text      a prompt's vectors (0.3 MB)
     videos     latents drawn to be learned from (1.1 MB)          masks     what a segmenter drew (4.4 MB)
+    bank       answers to c_ap, 16 draws a file (18 MB)
 
 Not kept is what one run alone can use: compositions of CutMix, previews, samples. Where a run that has something to add
 finds more than MOST bytes, what was longest not used goes first. All of it can be deleted at any time, by anybody.
@@ -50,7 +51,7 @@ class Cache:
 
     def __init__(self, project: Workspace | None = None, about: Sequence = (), report: Report = silent) -> None:
         self._project, self._about, self._report = project, [*about], report
-        self._trimmed = False
+        self._trimmed = self._told = False
 
     def tensors(self, kind: str, key: Sequence, make: Callable[[], Mapping[str, Tensor]], *, keep: bool = True,
                 wait: bool = True) -> dict[str, Tensor]:
@@ -104,17 +105,17 @@ class Cache:
         return self._project is not None and self._path(kind, key).is_file()
 
     def _path(self, kind: str, key: Sequence) -> Path:
-        return self._project.cache(kind) / f"{digest(versions(), self._about, [*key])}.safetensors"
+        return self._project.root / ".cache" / kind / f"{digest(versions(), self._about, [*key])}.safetensors"
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
         try:
             with safe_open(path, "pt") as file:
                 said = (file.metadata() or {}).get("crc32")
                 found = {name: file.get_tensor(name).clone() for name in file.keys()}      # noqa: SIM118 (no iterator)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError):
+        except SafetensorError:
             found = {}
+        except OSError:                                      # not there, or out of reach, which is no damage
+            return None
         if not found or said != _checksum(found):
             self._report(note=f"{self._project.show(path)} is damaged: what was in it is made anew")
             path.unlink(missing_ok=True)
@@ -124,12 +125,21 @@ class Cache:
         return found
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        if not self._trimmed:
-            self._trim()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        here = {name: value.cpu() for name, value in tensors.items()}
-        save_file(here, half := path.with_suffix(".partial"), metadata={"crc32": _checksum(here)})
-        half.replace(path)
+        """Best effort: a value is as good where it cannot be kept (no room, no right, the folder just deleted)."""
+        here, half = {name: value.cpu() for name, value in tensors.items()}, path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            if not self._trimmed:
+                self._trim()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(here, half, metadata={"crc32": _checksum(here)})
+            half.replace(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                half.unlink(missing_ok=True)
+            if not self._told:
+                self._report(note=f"{self._project.show(path.parent)} cannot be written ({error}): it will be computed "
+                                  "again")
+            self._told = True
 
     def _trim(self) -> None:
         self._trimmed = True

@@ -100,19 +100,20 @@ def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, p
     asked: list[tuple[str | None, Tensor, Tensor]] = []         # a row each: under which LoRA, from where, what to see
     empty: dict[tuple[str | None, int], int] = {}               # rows of the empty prompt; equal ones are one
     against: list[int | None] = []                              # of each branch: the row that it turns from
+    prompts: list[int] = []                                     # of each branch: the row of its prompt
     for branch, scale, own in zip(present, scales, latents):
         who, at = branch.row if branch.unconditional == "own" else None, x if branch.unconditional == "shared" else own
         if scale != 1 and (who, id(at)) not in empty:
             empty[who, id(at)] = len(asked)
             asked.append((who, at, branch.vectors_uncond))
         against.append(None if scale == 1 else empty[who, id(at)])
-    first = len(asked)
-    asked += [(branch.row, own, branch.vectors_cond) for branch, own in zip(present, latents)]
+        prompts.append(len(asked))                              # beside its empty prompt: one slice of the batch
+        asked.append((branch.row, own, branch.vectors_cond))
     names, xs, vectors = zip(*asked)
-    outputs, maps = _forward(backbone, rows, names, torch.cat(xs), t, torch.cat(vectors), sites, first)
+    outputs, maps = _forward(backbone, rows, names, torch.cat(xs), t, torch.cat(vectors), sites, prompts)
     noise = partial(to_eps, t=t, acp=backbone.alphas_cumprod, predicts=backbone.predicts)
     eps = []
-    for cond, own, row, scale in zip(outputs[first:], latents, against, scales):
+    for cond, own, row, scale in zip([outputs[row] for row in prompts], latents, against, scales):
         if row is None:
             eps.append(noise(cond, own))
         elif xs[row] is own:
@@ -124,16 +125,16 @@ def _noises(backbone: Backbone, rows: Rows, latents: Sequence[Tensor], t: int, p
 
 
 def _forward(backbone: Backbone, rows: Rows, names: Sequence[str | None], x: Tensor, t: int, vectors: Tensor,
-             sites: Sequence[Site], first: int = 0, until: Site | None = None
+             sites: Sequence[Site], prompts: Sequence[int], until: Site | None = None
              ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Each row of x (B, C, F, h, w) under the branch of its name -> (outputs, one of a row; maps at these sites, of the
-    rows from `first` on): in one batch, or, where the backbone has little memory, row by row. until: stop there,
+    """Each row of x (B, C, F, h, w) under the branch of its name -> (outputs, one of a row; maps at these sites, one of
+    each row in `prompts`): in one batch, or, where the backbone has little memory, row by row. until: stop there,
     without outputs."""
     outputs, maps = [], []
     size = 1 if backbone.low_memory else len(names)
     for part in (range(at, at + size) for at in range(0, len(names), size)):
         rows([names[row] for row in part])
-        of = [row >= first for row in part]
+        of = [row in prompts for row in part]
         with watch(backbone.denoiser, sites if any(of) else [], of=of, explicit=until is not None and size > 1) as seen:
             def forward(x: Tensor = x[part.start:part.stop], vectors: Tensor = vectors[part.start:part.stop]) -> None:
                 outputs.extend(backbone.predict(x, _steps(t, x), vectors).split(1))
@@ -156,7 +157,7 @@ def _guide(backbone: Backbone, rows: Rows, x: Tensor, t: int, present: Sequence[
     with torch.enable_grad():
         x_2, vectors_2 = torch.cat(latents), torch.cat([branch.vectors_cond.detach() for branch in present])
         _, halves = _forward(backbone, rows, [branch.row for branch in present], x_2, t, vectors_2,
-                             [*sites_cross, *sites_time], until=deepest)
+                             [*sites_cross, *sites_time], range(len(present)), until=deepest)
         loss_s_to_m, loss_m_to_s = _losses(halves, present, sites_cross, sites_time, _extent(x))
         # no path leads from one loss to the other's latents, so the gradient of the sum is both gradients
         gradients = torch.autograd.grad((loss_s_to_m + loss_m_to_s) * _GRADIENT_SCALE, latents, allow_unused=True,
@@ -200,8 +201,8 @@ def sample_loop(backbone: Backbone, rows: Rows, x_T: Tensor, subject: Branch | N
     branch. The rest as in collaborative_step. Raises NumericError where the latents are no longer finite.
 
     **Ours**, approximations that cost less: guidance_steps: how many of the first steps turn from the empty prompt,
-    None: all; the others ask for the prompt alone. guide_every = n: of the tau steps every n-th is guided, n times as
-    hard.
+    None: all; the others ask for the prompt alone. guide_every = n: of the tau steps every n-th is guided, as hard as
+    the n steps for which it stands (fewer at tau's end).
     solver: "ddim", or "dpm++", which needs fewer steps (noise.Solver).
     """
     sites_cross = choose(backbone.sites, layers, kind="cross", axis="space")
@@ -214,9 +215,10 @@ def sample_loop(backbone: Backbone, rows: Rows, x_T: Tensor, subject: Branch | N
         if subject is not None and motion_steps is not None and done >= motion_steps:
             motion = None
         guidance_s, guidance_m = scales if guidance_steps is None or done < guidance_steps else (1.0, 1.0)
+        stands_for = min(guide_every, tau - done)
         x, facts = collaborative_step(
             backbone, rows, x, t, t_prev, subject, motion, guidance_s=guidance_s, guidance_m=guidance_m,
-            alpha_s=alpha_s * guide_every, alpha_m=alpha_m * guide_every, beta_s=beta_s, beta_m=beta_m,
+            alpha_s=alpha_s * stands_for, alpha_m=alpha_m * stands_for, beta_s=beta_s, beta_m=beta_m,
             guided=done < tau and done % guide_every == 0, sites_cross=sites_cross, sites_time=sites_time,
             advance=advance)
         if not bool(x.isfinite().all()):

@@ -97,16 +97,16 @@ def gaussian(backbone: Backbone, frames: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None,
-         lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own", keep: bool = True
-         ) -> Tensor:
-    """A plain sample, DDIM with eta = 0 and classifier-free guidance, of the base under this LoRA: x_T -> x_0, both
-    (1, C, F, h, w). unconditional: whose answer to "" guidance turns from, "own" (the LoRA's) or "base".
-    keep: the prompt's vectors in the cache; not those of a token that is on its way."""
+         lora: Lora | None = None, steps: int, guidance: float, unconditional: str = "own", solver: str = "ddim",
+         keep: bool = True) -> Tensor:
+    """A plain sample, with eta = 0 and classifier-free guidance, of the base under this LoRA: x_T -> x_0, both
+    (1, C, F, h, w). solver: as in sample_loop. unconditional: whose answer to "" guidance turns from, "own" (the
+    LoRA's) or "base". keep: the prompt's vectors in the cache; not those of a token that is on its way."""
     vectors = backbone.embed([prompt, ""], tokens, keep=keep)
     alone = Branch(vectors[:1], vectors[1:], row="lora", unconditional=unconditional)
     with branches(backbone.denoiser, {"lora": lora}, merge=backbone.merges) as rows:
         return sample_loop(backbone, rows, x_T, alone, None, steps=steps, guidance=guidance, tau=0, alpha_s=0.0,
-                           alpha_m=0.0, beta_s=1.0, beta_m=0.0)
+                           alpha_m=0.0, beta_s=1.0, beta_m=0.0, solver=solver)
 
 
 def drawing(backbone: Backbone, prompt: str, x_T: Tensor, *, tokens: Mapping[str, Tensor] | None = None,
@@ -149,7 +149,7 @@ def invert_clip(backbone: Backbone, x_0: Tensor, *, steps: int, refine: int = 0,
 def go_on() -> None:
     """Between two samples of a stage that draws several: raises Interrupted if this process was asked to stop."""
     if asked_to_stop():
-        raise Interrupted("stopped while drawing videos", "run the same command again to go on")
+        raise Interrupted("stopped", "run the same command again to go on")
 
 
 class Previews:

@@ -1,4 +1,4 @@
-"""LoRA on a list of linear layers: trained through PEFT, applied by hooks, averaged exactly, kept as safetensors.
+"""LoRA on a list of linear layers: trained through PEFT, applied to rows, averaged exactly, kept as safetensors.
 
     W' = W + (alpha / r) B A,   A (r, in), B (out, r)                                   (Hu et al. 2021)
 

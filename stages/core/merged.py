@@ -51,22 +51,13 @@ def merged(layer: nn.Module, path: str, changes: Mapping[str | None, Sequence[Lo
         if len(used) == 1:
             weight = used[0][0]
             return plain(x) if weight is base.weight else F.linear(x, weight, base.bias)
-        x, bias, *some = _mixed(x, base.bias, *(weight for weight, _ in used))
-        return _LinearByRows.apply(x, bias, [part for _, part in used], *some)
+        return _LinearByRows.apply(x, base.bias, [part for _, part in used], *(weight for weight, _ in used))
 
     base.forward = forward
     try:
         yield
     finally:
         del base.forward
-
-
-def _mixed(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast as torch casts what a linear layer reads, where mixed precision is on; it does not for `out=`."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x, *others
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(tensor if tensor is None else tensor.to(dtype) for tensor in (x, *others))
 
 
 def _runs(parts: Sequence[tuple[Tensor, slice]]) -> list[list[tuple[Tensor, slice]]]:

@@ -59,12 +59,6 @@ class Workspace:
     def partial(self) -> Path:
         return self.root / ".partial"
 
-    def cache(self, name: str) -> Path:
-        """A folder under .cache/, made. Whatever lies there can be deleted at any time."""
-        folder = self.root / ".cache" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def cached(self) -> list[tuple[Path, os.stat_result]]:
         """The files under .cache/, and their sizes and times."""
         found = []
