@@ -106,6 +106,19 @@ def test_a_step_is_the_same(backbone, monkeypatch):
             equal(quick[name] / value.norm(), value / value.norm())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_is_the_same_on_a_gpu(tmp_path):
+    """Convolutions, too; and gradients to the latents."""
+    base, found = RandomBase(ONE_LEVEL, write(ONE_LEVEL, tmp_path / "base"), device="cuda"), []
+    for quick in (False, True):
+        x, t, vectors = (value.cuda() for value in inputs(2))
+        out = on(base, quick=quick).predict(x.requires_grad_(), t, vectors)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x])])
+    assert len(compiling._functions) > 4
+    for plain, quick in zip(*found):
+        assert float((quick - plain).norm()) < 1e-3 * float(plain.norm())         # torch may use TF32 for one of them
+
+
 def test_blocks_that_are_alike_share_code(backbone, without_code):
     with torch.no_grad():
         plain = on(backbone, quick=False).predict(*inputs(2))
