@@ -39,7 +39,7 @@ def cells(part: str, folder: Path) -> dict[str, Cell]:
         videos = {"video, plain": {"branches": "none"}, "video": {}, "video, all of them *": ALL_SAVINGS}
         if base == "sprites":
             videos |= {f"video, {text}": options for text, options in SAVINGS.items()}
-        return {name: partial(whole, partial(rows.sampling, s, 50, **{"tau": 15, **options}))
+        return {name: partial(whole, partial(rows.sampling, s, **{"steps": 50, "tau": 15, **options}))
                 for name, options in videos.items()}
 
     def stepping(loop, *args: object, **options: object) -> Cell:
