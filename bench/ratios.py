@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import torch
+
 from stages.option_tables import fill
 
 from . import start, units
@@ -25,7 +27,7 @@ from .tables import ALL_SAVINGS, SAVINGS, tables
 from .timing import Cell, a_step, interleaved, machine, whole
 
 LINES = [("start", "bench/videos", "sprites/videos"), ("bench/steps", "sprites/steps")]    # one after the other
-ROUNDS = {"start": 7, "bench/steps": 5, "bench/videos": 3, "sprites/steps": 9, "sprites/videos": 5}
+ROUNDS = {"start": 5, "bench/steps": 5, "bench/videos": 3, "sprites/steps": 7, "sprites/videos": 5}
 STEPS = {"bench": 3, "sprites": 7}                         # of a loop that is timed, the first of them not counted
 
 
@@ -107,9 +109,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of a part: cells with this in their name")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     if args.part:
         print(json.dumps(measured(args.part, args.rounds or ROUNDS[args.part], args.only)))
         return
+    torch.set_num_threads(1)                                   # as in the parts: what is counted here is no exception
     began = perf_counter()
     seconds = everything(args.jobs)
     with tempfile.TemporaryDirectory() as folder:
