@@ -109,11 +109,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of a part: cells with this in their name")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)                                           # of the parts, and of what is counted below
     if args.part:
         print(json.dumps(measured(args.part, args.rounds or ROUNDS[args.part], args.only)))
         return
-    torch.set_num_threads(1)                                   # as in the parts: what is counted here is no exception
     began = perf_counter()
     seconds = everything(args.jobs)
     with tempfile.TemporaryDirectory() as folder:

@@ -160,8 +160,8 @@ def bare_subject(s: Setting, steps: int, report: Report) -> None:
 
 
 def bare_fusing(s: Setting, steps: int, report: Report) -> None:
-    """Of `fusing`: what the base says without any LoRA, the student's forward and backward, and the composition's; that
-    ends with the last watched layer where there is no L_mix."""
+    """Of `fusing`: what the base says without any LoRA, and the forward and backward of the student's rows and of the
+    composition's; in one batch with L_mix, else the composition's ends with the last watched layer."""
     options = s.options["fuse"]
     rows = options.batch * (1 if options.teachers == "turns" else 2)
     x, vectors = s.clip.repeat(rows, 1, 1, 1, 1), s.vectors("A <toy>")
@@ -178,10 +178,8 @@ def bare_fusing(s: Setting, steps: int, report: Report) -> None:
                 if not on:
                     with torch.no_grad():
                         _mse(s.backbone, x, vectors)
-            loss = _mse(s.backbone, x, vectors)
-            if options.lambda_mix:
-                loss = loss + _mse(s.backbone, s.clip, vectors)
-            else:
+            loss = _mse(s.backbone, torch.cat([x, s.clip]) if options.lambda_mix else x, vectors)
+            if not options.lambda_mix:
                 seen.clear()
                 run_until(s.backbone.denoiser, last, lambda: _mse(s.backbone, s.clip, vectors))
                 loss = loss + seen[-1].square().mean()
