@@ -84,6 +84,12 @@ SUBJECTS: dict[str, tuple[Look, str]] = {
     "kite": (Look("hourglass", "black", "halved", "orange"), "square"),
     "moth": (Look("crescent", "cyan", "quartered", "purple"), "circle"),
     "drum": (Look("heart", "black", "banded", "cyan"), "circle"),
+    "leaf": (Look("drop", "orange", "ringed", "black"), "triangle"),
+    "cup": (Look("hourglass", "cyan", "banded", "purple"), "square"),
+    "fan": (Look("cross", "purple", "quartered", "orange"), "square"),
+    "moon": (Look("crescent", "orange", "halved", "black"), "circle"),
+    "lamp": (Look("heart", "cyan", "halved", "orange"), "circle"),
+    "bell": (Look("drop", "black", "banded", "purple"), "triangle"),
 }
 
 

@@ -117,6 +117,9 @@ def paths_of_roles(motion: str, frames: int, radius: float, rng: np.random.Gener
     elif motion == "orbit":
         turn = phase + side * 1.5 * np.pi * s
         out = [(0.28 * np.cos(turn), 0.28 * np.sin(turn)), (-0.11 * np.cos(turn), -0.11 * np.sin(turn))]
+        if actors == 3:                                            # round two that turn with it, side by side
+            ahead, aside = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+            out = [0.3 * ahead, -0.12 * ahead + 0.16 * aside, -0.12 * ahead - 0.16 * aside]
     elif motion == "chase":
         gap = side * 2 * np.pi / max(actors, 3)
         turns = [phase + side * 1.3 * np.pi * s + k * gap for k in range(actors)]
@@ -128,9 +131,12 @@ def paths_of_roles(motion: str, frames: int, radius: float, rng: np.random.Gener
     elif motion == "zigzag":
         wave = 4 * abs((2 * s + 0.25) % 1 - 0.5) - 1
         out = [(0.11 * wave + side * 0.2, -0.3 + 0.6 * s), (still - side * 0.24, 0.28 - 0.56 * s)]
+        if actors == 3:                                            # the third goes down and comes back between them
+            out = [(0.05 * wave + side * 0.29, -0.3 + 0.6 * s), (still - side * 0.32, 0.28 - 0.56 * s),
+                   (still, -0.28 + 0.5 * np.sin(np.pi * s))]
     elif motion == "eight":
-        t, lag = phase + 1.6 * np.pi * s, phase + 1.6 * np.pi * s + np.pi / 2
-        out = [(0.3 * np.sin(t), 0.26 * np.sin(2 * t) / 1.1), (0.3 * np.sin(lag), 0.26 * np.sin(2 * lag) / 1.1)]
+        lags = [phase + 1.6 * np.pi * s + k * (np.pi / 2 if actors == 2 else 2 * np.pi / actors) for k in range(actors)]
+        out = [(0.3 * np.sin(t), 0.26 * np.sin(2 * t) / 1.1) for t in lags]
     else:
         raise ValueError(f"'{motion}' is not a motion with roles")
     return np.clip(0.5 + np.stack([np.stack([a, b], -1) for a, b in out]), 0.04, 0.96)
