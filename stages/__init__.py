@@ -82,9 +82,9 @@ def _sampled_for(project: Workspace) -> dict:
 
 def _clip(project: Workspace, motion: str) -> Input:
     """The clip that project.yaml names, else the copy that segment keeps."""
-    wanted = project.settings.motion
+    wanted = project.settings.motions.get(motion)
     kept = next(iter(sorted(project.motion_folder(motion).glob("clip*"))), project.motion_folder(motion) / "clip.mp4")
-    named = project.locate(wanted.clip) if wanted and wanted.name == motion and wanted.clip else kept
+    named = project.locate(wanted.clip) if wanted and wanted.clip else kept
     return Input(named if named.exists() or not kept.exists() else kept, f"the clip of the motion '{motion}'",
                  remedy="name it: videomage segment CLIP, or motion.clip in project.yaml")
 

@@ -127,7 +127,8 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
 def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence[Group], options: FuseOptions, *,
                seed: int = 0, checkpoints: Path | None = None, identity: str = "", report: Report = silent,
                team: Team = ALONE) -> Lora:
-    """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA.
+    """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA;
+    from the sum of their changes where options.start says so.
 
     Student and teachers share one network: the fused LoRA is trained through PEFT, each teacher's acts on its
     own rows of the batch while the student's is off. No adapter is switched by name.
@@ -137,7 +138,8 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
     rounds = [[t] for t in teachers] if options.teachers == "turns" else [list(teachers)]
     mine = team.deal({"L_fusion": [4] * len(rounds[0]) * options.batch,                         # in forwards, about
                       "L_attn": [3] * _composing(options)})
-    with training(unet, backbone.targets("subject"), seed=seed, start=mean([t.lora for t in teachers])) as own, \
+    begin = mean([t.lora for t in teachers], [1.0] * len(teachers) if options.start == "sum" else None)
+    with training(unet, backbone.targets("subject"), seed=seed, start=begin) as own, \
             branches(unet, {t.name: t.lora for t in teachers}, merge=backbone.merges) as rows:
 
         def losses_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:

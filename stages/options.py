@@ -2,7 +2,8 @@
 project.yaml, the manifest's record and the README's table (option_tables.py). Defaults are the paper's; what a base
 needs otherwise stands in presets.py. Imports no torch.
 
-Precedence: typed flag > project.yaml `options` > preset of the base > the default here.
+Precedence: typed flag > project.yaml `options` > preset of the base > the default here. An option that is added later
+starts, by its default, with what was done before: artefacts made without it stay fresh.
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from .core.errors import BadInput, UsageError, VideomageError
 from .core.settings import FILE, Settings, did_you_mean
-from .presets import PRESETS
+from .presets import preset_of
 
 
 def option(default: object, within: str, help: str, paper: str = "", *, identity: bool = True, whole: bool = False
@@ -132,7 +133,8 @@ class LearnMotionOptions(Options):
 class FuseOptions(Options):
     """fuse: several subject LoRAs into one on L_fusion + lambda2 L_attn (METHOD 4)."""
 
-    steps: int = option(300, "1.. steps", "training steps", "suppl. (250-450)")
+    start: str = option("mean", "mean|sum", "of the subject LoRAs' changes, where training starts", "§3.4; ours")
+    steps: int = option(300, "0.. steps", "training steps; 0: what it starts from, as it is", "suppl. (250-450)")
     rate: float = option(1e-4, "(0..10", "learning rate of the fused LoRA", "suppl.")
     schedule: str = option("constant", "constant|cosine", "course of the learning rate; cosine: to nothing", "ours")
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
@@ -180,7 +182,8 @@ class SampleOptions(Options):
                             "ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
-    branches: str = option("auto", "auto|subject|motion|none", "which run: auto, those there are; for ablations", "§4")
+    branches: str = option("auto", "auto|subject|motion|joint|none", "which run: auto, those there are; joint: both "
+                           "LoRAs in one model, in place of two branches; for ablations", "§4")
     frames: int | None = option(None, "1..1024 frames", "frames of the video; default: the base's own", "§4 (24)")
     count: int = option(1, "1.. videos", "videos of each prompt, their seeds counting up", identity=False)
 
@@ -269,7 +272,7 @@ def sources(stage: str, settings: Settings, typed: Mapping[str, object] | None =
     for key in written:
         if key not in known:
             raise BadInput(f"{FILE}: options.{stage} has no '{key}'", did_you_mean(key, known))
-    preset = PRESETS.get(settings.base, {}).get(stage, {})
+    preset = preset_of(settings.base, settings.preset, stage)
     out = {}
     for name, spec in known.items():
         if typed and typed.get(name) is not None:

@@ -17,11 +17,13 @@ def target_of(project: Workspace, prompt: str) -> TargetPrompt:
 
 def sample_plans(project: Workspace, prompts: Sequence[str] | None, options: SampleOptions | None = None, *,
                  subjects: Sequence[str] | None = None, motion: str | None = None, seed: int = 0,
-                 base: Mapping[str, str] | None = None, reserve: bool = True) -> list[Plan]:
+                 base: Mapping[str, str] | None = None, reserve: bool = True, names: Sequence[str] | None = None
+                 ) -> list[Plan]:
     """options.count plans for each prompt (None: those of project.yaml), with seeds seed, seed + 1, ...
 
     subjects: whose LoRA runs (their fused one, for several); None: those that the prompt names. motion: None the
-    project's, "none" none. reserve: keep the numbers of new samples for them. Raises UsageError without a prompt, or
+    project's, "none" none. reserve: keep the numbers of new samples for them. names: what to call them, in that order;
+    None: by number and prompt, an order that was given before by its name. Raises UsageError without a prompt, or
     where a prompt names a subject outside `subjects`.
     """
     options = options or resolve("sample", project.settings)
@@ -29,7 +31,7 @@ def sample_plans(project: Workspace, prompts: Sequence[str] | None, options: Sam
     if not texts:
         raise UsageError("there is no prompt", 'give one, "<toy> is riding <dog> in the snow", or write prompts into '
                          "project.yaml")
-    without = motion == "none" or (motion is None and project.settings.motion is None)
+    without = motion == "none" or (motion is None and not project.settings.motions)
     wanted = None if without else project.motion(motion).name
     plans = []
     for text in texts:
@@ -41,6 +43,7 @@ def sample_plans(project: Workspace, prompts: Sequence[str] | None, options: Sam
         request = {"prompt": target.text, "subjects": sorted(subjects or target.subjects),
                    "motion": wanted}
         for index in range(options.count):
-            name = project.sample_name(STAGES["sample"], options, request=request, seed=seed + index, reserve=reserve)
+            name = names[len(plans)] if names else project.sample_name(
+                STAGES["sample"], options, request=request, seed=seed + index, reserve=reserve)
             plans.append(project.plan(STAGES["sample"], name, options, seed=seed + index, base=base, request=request))
     return plans

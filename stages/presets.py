@@ -1,9 +1,12 @@
 """What a base needs otherwise than the paper's ZeroScope, each value with its reason. Nothing else knows these numbers.
 
 PRESETS[base][stage][option] = (value, reason). The values of options.py hold where nothing stands here: they are the
-paper's, for zeroscope, and what modelscope and every other base starts from.
+paper's, for zeroscope, and what modelscope and every other base starts from. `preset: paper` in project.yaml takes of
+these values only what the size of the base asks for, and nothing that departs from the method as published.
 """
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 CLIPSEG = "its own, which knows its world; it comes along, and Grounded-SAM2 would have to be fetched"
 
@@ -64,6 +67,22 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
     },
 }
+
+# what in PRESETS is another method than the paper's, and not the same at another size
+DEPARTURES: dict[str, frozenset[str]] = {
+    "learn-subject": frozenset({"lambda1", "uncaptioned", "unconditional"}),
+    "fuse": frozenset({"steps", "schedule", "lambda_mix", "teachers", "t_max", "cuts", "together", "compositions",
+                       "unconditional"}),
+    "sample": frozenset({"motion_steps", "beta_s", "beta_m", "inverted", "beta", "guidance_motion", "unconditional"}),
+}
+
+
+def preset_of(base: str, preset: str, stage: str) -> Mapping[str, tuple[object, str]]:
+    """{option: (value, reason)} of a stage. preset: "tuned", or "paper": without the DEPARTURES."""
+    whole = PRESETS.get(base, {}).get(stage, {})
+    return {name: entry for name, entry in whole.items()
+            if preset == "tuned" or name not in DEPARTURES.get(stage, frozenset())}
+
 
 # What learn-subject asks a base to draw for L_reg where the user names no auxiliary set: things in motion that have
 # nothing to do with any subject, in words that the base was trained on.

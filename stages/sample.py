@@ -32,6 +32,7 @@ from .core.lora import load as load_lora
 from .core.noise import mix
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
+from .core.spent import counting_rows, peak_memory
 from .core.takes import FACTS, read_take
 from .core.video import read_images, write_frames, write_video
 from .core.workspace import Artifact, Plan, Workspace
@@ -65,6 +66,14 @@ def sample(project: Workspace, prompts: Sequence[str] | None = None, options: Sa
     """
     plans = sample_plans(project, prompts, options, subjects=subjects, motion=motion, seed=seed,
                          base=identity_of(project))
+    return make_samples(project, plans, device=device, dtype=dtype, low_memory=low_memory, compiled=compiled,
+                        force=force, report=report)
+
+
+def make_samples(project: Workspace, plans: Sequence[Plan], *, device: str = "cpu", dtype: str = "fp32",
+                 low_memory: bool = False, compiled: bool = False, force: bool = False, report: Report = silent
+                 ) -> list[Artifact]:
+    """The videos of plans (orders.sample_plans) that are not fresh; the base is loaded once. Raises as sample does."""
     backbone, artifacts = None, []
     for index, plan in enumerate(plans):
         if force or not plan.state():
@@ -94,7 +103,10 @@ def _make(project: Workspace, backbone: Backbone, plan: Plan, out: Path, report:
             log.append({key: value for key, value in facts.items() if key != "of"})
         report(**facts)
 
-    frames = backbone.decode(sample_video(backbone, target, learned, plan.options, seed=plan.seed, report=listen))[0]
+    with counting_rows(backbone.denoiser) as rows_seen:
+        x_0 = sample_video(backbone, target, learned, plan.options, seed=plan.seed, report=listen)
+    frames = backbone.decode(x_0)[0]
+    plan.facts |= {"forwards": rows_seen[0], "peak memory": peak_memory(backbone.device)}
     write_video(out / "video.mp4", frames, fps=backbone.fps)
     write_frames(out / "frames.png", frames)
     (out / "log.json").write_text(json.dumps({"prompt": target.text, "plain prompt": target.plain, "steps": log},
@@ -110,7 +122,8 @@ def sample_video(backbone: Backbone, target: TargetPrompt, learned: Learned, opt
     x_T = initial_noise(backbone, learned.noise, options, seed)
     subject, motion = branches_of(backbone, target, learned, options)
     used = {branch.row for branch in (subject, motion) if branch}
-    loras = {who: lora for who, lora in (("subject", learned.subject), ("motion", learned.motion)) if who in used}
+    loras = {who: lora for who, lora in (("subject", learned.subject), ("motion", learned.motion),
+                                         ("joint", [learned.subject, learned.motion])) if who in used}
     alpha_motion = options.alpha if options.alpha_motion is None else options.alpha_motion
     with branches(backbone.denoiser, loras, merge=backbone.merges) as rows:
         return sample_loop(backbone, rows, x_T, subject, motion, steps=options.steps, tau=options.tau,
@@ -156,15 +169,18 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
     """(subject branch, motion branch) of Algorithm 1, lines 3 and 4; None for the one that does not run.
 
     The subject branch reads c_tgt with the learned tokens, the motion branch c~_tgt with the class words in their
-    places; words[i] of one answers to words[i] of the other. options.branches: "auto", or one alone, or "none": the
-    plain base on the plain prompt.
+    places; words[i] of one answers to words[i] of the other. options.branches: "auto", or one alone, or "joint": one
+    that reads c_tgt and holds both LoRAs, which is what SCS takes the place of; or "none": the plain base on the plain
+    prompt.
     """
-    with_subject = options.branches in ("auto", "subject") and learned.subject is not None
-    with_motion = options.branches in ("auto", "motion") and learned.motion is not None
+    whole = learned.subject is not None and learned.motion is not None
+    joint = options.branches == "joint" and whole
+    with_subject = options.branches in ("auto", "subject", "joint") and learned.subject is not None
+    with_motion = options.branches in ("auto", "motion", "joint") and learned.motion is not None and not joint
     places, plain_places = backbone.positions(target.text, learned.tokens), backbone.positions(target.plain)
     c_tgt, c_plain, empty = backbone.embed([target.text, target.plain, ""], learned.tokens).split(1)
-    subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs], "subject",
-                     options.unconditional)
+    subject = Branch(c_tgt, empty, [token_span(places, words) for _, words, _ in target.pairs],
+                     "joint" if joint else "subject", options.unconditional)
     motion = Branch(c_plain, empty, [token_span(plain_places, words) for _, _, words in target.pairs], "motion",
                     "shared" if options.unconditional == "shared" and with_subject else "own")
     if with_subject or with_motion:

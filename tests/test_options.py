@@ -54,7 +54,7 @@ def test_values_take_their_type():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("steps", 0), ("steps", 2.5), ("steps", "many"), ("steps", True), ("steps", None), ("steps", [3]),
+    ("steps", -1), ("steps", 2.5), ("steps", "many"), ("steps", True), ("steps", None), ("steps", [3]),
     ("schedule", "linear"), ("unconditional", "none"), ("rate", 0), ("rate", float("nan")),
     ("rate", float("inf")), ("lambda2", -1), ("overlap", 1.01), ("layers", 3)])
 def test_wrong_values_are_refused_by_name(name, value):

@@ -114,7 +114,7 @@ class Plan:
             absent = [source.what for source in self.sources.values() if not source.files()]
             return State("missing", tuple(f"needs {what}" for what in absent))
         skip = set(old.get("given", ())) - self.by_hand()       # compared only when it is named by hand again
-        reasons = [*_damage(self, old), *_changes(old["settings"], self.settings(), "")]
+        reasons = [*_damage(self, old), *_changes(self._as_before(old["settings"]), self.settings(), "")]
         if old["seed"] != self.seed:
             reasons.append(f"seed {old['seed']} -> {self.seed}")
         if self.stage.uses_base and self.base is not None and old["base"] != plain(self.base):
@@ -126,6 +126,12 @@ class Plan:
             reasons += [f"follows {stage.name} '{name}', which is {state.kind}"
                         for stage, name, state in self.upstream() if state.kind == "stale"]
         return State("stale" if reasons else "fresh", tuple(reasons))
+
+    def _as_before(self, settings: Mapping) -> dict[str, object]:
+        """Settings of an older manifest, with the options that have been added since at their defaults: by those an
+        added option does what was done before it."""
+        added = {f.name: plain(f.default) for f in dataclasses.fields(self.options) if f.name not in settings}
+        return {**added, **settings}
 
     def upstream(self) -> list[tuple[Stage, str, State]]:
         """The artefacts that this one is made from, and their states."""

@@ -12,9 +12,11 @@ import yaml
 from .errors import BadInput, Refused, UsageError
 
 FILE = "project.yaml"
-KEYS = ("base", "video", "subjects", "motion", "prompts", "options")
+KEYS = ("base", "preset", "video", "subjects", "motion", "motions", "prompts", "options")
+PRESET_NAMES = ("tuned", "paper")
 SUBJECT_KEYS = ("class", "images")
 MOTION_KEYS = ("name", "clip", "prompt")
+MORE_KEYS = ("clip", "prompt")                     # of one of several motions, which its key names
 VIDEO_KEYS = ("frames", "fps", "height", "width")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -40,11 +42,15 @@ class Motion:
 @dataclass(frozen=True)
 class Settings:
     """The whole of project.yaml. options: {stage: {option: value}} as written; options.resolve checks them. video: what
-    shall be otherwise than the base's own of VIDEO_KEYS, in frames, frames per second and pixels."""
+    shall be otherwise than the base's own of VIDEO_KEYS, in frames, frames per second and pixels. preset: "tuned", all
+    that suits the base, or "paper", the method as published (presets.py). motion: the one that is meant where none is
+    named; motions: every one, {name: Motion}, it among them."""
 
     base: str = "sprites"
+    preset: str = "tuned"
     subjects: Mapping[str, Subject] = field(default_factory=dict)
     motion: Motion | None = None
+    motions: Mapping[str, Motion] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     video: Mapping[str, int] = field(default_factory=dict)
@@ -103,11 +109,7 @@ def parse(data: object) -> Settings:
                            f"say what it is in a plain word, for example class: {name}")
         images = _words(entry.get("images"), f"subjects.{name}.images")
         subjects[check_name(name, "the subject", FILE)] = Subject(name, class_word[0], images)
-    motion = None
-    if top.get("motion"):
-        entry = _mapping(top["motion"], "motion", MOTION_KEYS)
-        name, clip, prompt = (next(iter(_words(entry.get(key), f"motion.{key}")), "") for key in MOTION_KEYS)
-        motion = Motion(check_name(name or "motion", "the motion", FILE), clip or None, prompt)
+    motion, motions = _motions(top)
     base = top.get("base") or "sprites"
     if not isinstance(base, str):
         raise BadInput(f"{FILE}: base should be a name or a folder", f"it is {base!r}")
@@ -117,7 +119,28 @@ def parse(data: object) -> Settings:
     for key, value in video.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadInput(f"{FILE}: video.{key} should be a whole number above 0", f"it is {value!r}")
-    return Settings(base, subjects, motion, _words(top.get("prompts"), "prompts"), options, video)
+    preset = top.get("preset") or PRESET_NAMES[0]
+    if preset not in PRESET_NAMES:
+        raise BadInput(f"{FILE}: there is no preset {preset!r}", did_you_mean(str(preset), PRESET_NAMES))
+    return Settings(base, preset, subjects, motion, motions, _words(top.get("prompts"), "prompts"), options, video)
+
+
+def _motions(top: Mapping[str, object]) -> tuple[Motion | None, dict[str, Motion]]:
+    """`motion`, a mapping with a name, and `motions`, {name: mapping}. Where only the latter stands and holds one, that
+    is the project's motion; of several none is meant before it is named."""
+    def read_one(entry: object, where: str, keys: Iterable[str], name: str = "") -> Motion:
+        entry = _mapping(entry, where, keys)
+        found = {key: next(iter(_words(entry.get(key), f"{where}.{key}")), "") for key in keys}
+        name = check_name(name or found.get("name") or "motion", "the motion", FILE)
+        return Motion(name, found["clip"] or None, found["prompt"])
+
+    one = read_one(top["motion"], "motion", MOTION_KEYS) if top.get("motion") else None
+    several = {str(name): read_one(entry, f"motions.{name}", MORE_KEYS, str(name))
+               for name, entry in _mapping(top.get("motions"), "motions").items()}
+    if one and one.name in several:
+        raise BadInput(f"{FILE}: the motion '{one.name}' stands under motion and under motions", "keep one of them")
+    motions = {**({one.name: one} if one else {}), **several}
+    return one or (next(iter(several.values())) if len(several) == 1 else None), motions
 
 
 def read(path: Path) -> Settings:
@@ -132,7 +155,7 @@ def read(path: Path) -> Settings:
 
 
 def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, prompts: Iterable[str],
-          options: Mapping) -> None:
+          options: Mapping, motions: Mapping | None = None) -> None:
     """Write a first project.yaml, with comments where the human will edit. The keys are those of the file."""
     def block(key: str, value: object, comment: str, example: str) -> str:
         text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=100) if value else example
@@ -147,6 +170,8 @@ def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, p
               "# subjects:\n#   toy: {class: toy, images: photos/toy}\n"),
         block("motion", dict(motion or {}), "What to learn from a clip: its actors stand in brackets.",
               '# motion: {name: riding, clip: clip.mp4, prompt: "a [person] is riding a [horse]"}\n'),
+        *([block("motions", dict(motions), "More of them; a command names the one that it means.", "")]
+          if motions else ()),
         block("prompts", list(prompts), "What `videomage sample` makes when it is given no --prompt.",
               '# prompts:\n#   - "<toy> is riding <dog> in the snow"\n'),
         block("options", dict(options), "Hyper-parameters by stage; `videomage fuse --help` lists a stage's.",

@@ -44,13 +44,14 @@ class Workspace:
 
     @classmethod
     def create(cls, root: str | os.PathLike, *, base: str = "sprites", subjects: Mapping[str, Mapping] | None = None,
-               motion: Mapping | None = None, prompts: Iterable[str] = (), options: Mapping | None = None) -> Workspace:
+               motion: Mapping | None = None, motions: Mapping[str, Mapping] | None = None,
+               prompts: Iterable[str] = (), options: Mapping | None = None) -> Workspace:
         """Make the folder and its project.yaml (the arguments are its keys). Raises BadInput where one exists."""
         path = Path(root) / project_file.FILE
         if path.exists():
             raise BadInput(f"{path} is there already", "edit it, or choose another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        project_file.write(path, base=base, subjects=subjects or {}, motion=motion, prompts=prompts,
+        project_file.write(path, base=base, subjects=subjects or {}, motion=motion, motions=motions, prompts=prompts,
                            options=options or {})
         return cls(root)
 
@@ -109,9 +110,10 @@ class Workspace:
 
     def motion(self, name: str | None = None) -> Motion:
         """From project.yaml (None: its one motion), or from the manifest of one learned from the command line."""
-        wanted = self.settings.motion
-        if wanted and name in (None, wanted.name):
-            return wanted
+        if name is None and self.settings.motion:
+            return self.settings.motion
+        if name in self.settings.motions:
+            return self.settings.motions[name]
         there = self.motions()
         if name is None and len(there) == 1:
             name = there[0]
@@ -127,8 +129,8 @@ class Workspace:
         return list(dict.fromkeys([*self.settings.subjects, *self._listed("subjects")]))
 
     def motions(self) -> list[str]:
-        wanted = [self.settings.motion.name] if self.settings.motion else []
-        return list(dict.fromkeys([*wanted, *self._listed("motions")]))
+        """Names: of project.yaml, then of what lies in motions/ beside them."""
+        return list(dict.fromkeys([*self.settings.motions, *self._listed("motions")]))
 
     def fusions(self) -> list[str]:
         """Keys: of all the subjects of project.yaml, when there are two or more, then of what lies in fused/."""
