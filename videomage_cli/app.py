@@ -211,8 +211,8 @@ def _look_at(project: Workspace, artifacts: list) -> None:
     """What to do next: look, and say what happens in the clip, where nobody has."""
     for artifact in artifacts:
         console.say(f"look at {artifact.folder / 'overlay.png'}")
-        motion = project.settings.motion
-        if motion and not motion.prompt and artifact.folder.name == motion.name:
+        motion = project.settings.motions.get(artifact.folder.name)
+        if motion and not motion.prompt:
             actors = " ... ".join(f"a [{actor}]" for actor in artifact.manifest["facts"]["shares of the frames"])
             then = f"{'' if artifact.manifest['options']['actors'] else 'videomage segment, and '}videomage invert"
             console.say(f'then say in project.yaml what happens, motion.prompt: "{actors}"; then: {then}')

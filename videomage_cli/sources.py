@@ -94,13 +94,13 @@ def typed_before(run: Run, name: str, anew: bool) -> None:
 
 def segment_sources(project: Workspace, sources: list[str], name: str | None) -> tuple[str, Given]:
     """-> ("motions/NAME" or "subjects/NAME", the inputs named by hand). Raises UsageError for what is none of these."""
-    wanted = project.settings.motion
     if not sources:
         return name or f"motions/{project.motion().name}", {}
     if _is_clip(sources):
         clip = _there(sources[0])
-        mine = wanted and (not wanted.clip or project.locate(wanted.clip).resolve() == clip.resolve())
-        own = name or (wanted.name if mine else _plain(clip.stem))
+        mine = next((motion.name for motion in project.settings.motions.values() if not motion.clip
+                     or project.locate(motion.clip).resolve() == clip.resolve()), None)
+        own = name or mine or _plain(clip.stem)
         old = None if name or mine else project.manifest(project.root / "motions" / own / "segment.json")
         if old and old["inputs"].get("clip") not in (None, project.sha256(clip)):
             raise UsageError(f"the motion '{own}' is of another clip", f"call this one otherwise: --name {own}-2")
