@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from oracles import assert_same_state, merged, random_lora, state_of, written_out
+from oracles import assert_same_state, merged, plain_sampling, random_lora, state_of, written_out
 
 from stages.core.attention import choose
+from stages.core.denoise import gaussian
 from stages.core.train import adamw, fit, generator_at, schedule
 from stages.fuse import Group, Teacher, fuse_loras
 from stages.invert import Crop, learn_tokens
 from stages.learn_motion import learn_motion_tensors
 from stages.learn_subject import learn_subject_tensors
-from stages.options import FuseOptions, InvertOptions, LearnMotionOptions, LearnSubjectOptions
-from stages.prompts import token_span
+from stages.options import FuseOptions, InvertOptions, LearnMotionOptions, LearnSubjectOptions, SampleOptions
+from stages.prompts import target_prompt, token_span
+from stages.sample import Learned, sample_video
 
 FEW = {"rank": 2, "alpha": 2.0, "rate": 1e-2}
 SEED = 5
@@ -192,6 +195,31 @@ def test_fuse_minimises_its_three_losses(base, count, layers, lambda_mix, togeth
         assert (got["L_fusion"], got["L_attn"]) == pytest.approx((l_fusion, l_attn), rel=1e-9)
         assert got["loss"] == pytest.approx(l_fusion + 0.6 * l_attn + lambda_mix * l_mix, rel=1e-9)
         assert got.get("L_mix") == (pytest.approx(l_mix, rel=1e-9) if lambda_mix else None)
+
+
+@pytest.mark.parametrize("start, weight", [("mean", 1 / 3), ("sum", 1.0)])
+def test_without_a_step_fuse_gives_what_it_starts_from(backbone64, start, weight):
+    teachers, group = fusion_of(backbone64, 3)
+    fused = fuse_loras(backbone64, teachers, [group], FuseOptions(steps=0, start=start), seed=SEED)
+    for module in fused.modules:
+        wanted = weight * sum(t.lora.delta(module) for t in teachers)
+        assert torch.allclose(fused.delta(module), wanted, rtol=0, atol=1e-12)
+
+
+def test_the_joint_branch_is_one_model_with_both_loras(base):
+    """Ablation: no SCS. Against plain DDIM of a copy of the model into which both LoRAs are written."""
+    generator = torch.Generator().manual_seed(SEED)
+    loras = [random_lora(base.denoiser, base.targets(who), seed=n) for n, who in enumerate(("subject", "motion"))]
+    tokens = {name: torch.randn(1, 32, generator=generator) for name in ("<toy>", "<dog>")}
+    target = target_prompt("<toy> is chasing <dog>", {"toy": "dog", "dog": "dog"})
+    options = SampleOptions(steps=3, guidance=3.0, branches="joint", beta=0.0)
+    got = sample_video(base, target, Learned(tokens, *loras, None), options, seed=SEED)
+    known = {name: getattr(base, name) for name in ("timesteps", "alphas_cumprod", "predicts", "final_alpha")}
+    model = SimpleNamespace(**known, denoiser=merged(merged(base.denoiser, loras[0]), loras[1]))
+    with torch.no_grad():
+        c_tgt, empty = base.embed([target.text, ""], tokens).split(1)
+    wanted = plain_sampling(model, gaussian(base, base.frames, SEED), c_tgt, empty, steps=3, guidance=3.0)
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-10)
 
 
 def test_the_group_changes_from_step_to_step(backbone):

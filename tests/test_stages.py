@@ -250,7 +250,7 @@ def test_beta_0_forgets_the_clip_and_branches_choose(made):
     options = resolve("sample", project.settings)
     frames = {}
     for label, chosen in (("both", options), ("beta 0", replace(options, beta=0.0)),
-                          *((b, replace(options, branches=b)) for b in ("subject", "motion", "none"))):
+                          *((b, replace(options, branches=b)) for b in ("subject", "motion", "joint", "none"))):
         artefact = sample(project, [PROMPT], chosen)[0]
         frames[label] = (artefact.path.with_name("frames.png")).read_bytes()
     assert len(set(frames.values())) == len(frames)

@@ -61,7 +61,7 @@ def test_rows_of_a_video_as_the_paper_has_it(backbone, base, draw):
 @pytest.mark.parametrize("more", [
     {"unconditional": "shared"}, {"unconditional": "base"}, {"guidance_steps": 3}, {"guide_every": 2},
     {"guidance_motion": 1.0}, {"guidance": 1.0}, {"motion_steps": 2}, {"branches": "motion", "guidance_motion": 1.0},
-    {"branches": "subject"}, {"branches": "none"}, {"solver": "dpm++"},
+    {"branches": "subject"}, {"branches": "joint"}, {"branches": "none"}, {"solver": "dpm++"},
     {"unconditional": "shared", "guidance_steps": 4, "guide_every": 3, "motion_steps": 5}])
 def test_rows_of_approximations_and_ablations(backbone, base, draw, more):
     options = SampleOptions(**{"steps": 6, "tau": 4, "alpha": 1.0, **more})

@@ -19,7 +19,7 @@ from stages.core.errors import BadInput, Interrupted, Locked, MissingPrerequisit
 from stages.core.lock import locked
 from stages.core.settings import Settings, parse
 from stages.core.workspace import Workspace, fused_name
-from stages.options import resolve
+from stages.options import FuseOptions, resolve
 
 BASE = {"name": "sprites", "revision": "1" * 64}
 ORDER = {"prompt": "<toy> is chasing <pet>", "subjects": ["pet", "toy"], "motion": "chase"}
@@ -95,6 +95,17 @@ def test_a_second_run_of_everything_touches_nothing(root):
     assert {p: t for p, t in before.items() if p not in ignored} == {p: t for p, t in after.items() if p not in ignored}
     assert not stale(root)
     assert not list((root / ".partial").iterdir())
+
+
+def test_an_option_that_did_not_exist_then_changes_nothing_by_its_default(root):
+    name = make_all(root)
+    for path, added in ((root / "fused/pet+toy/fuse.json", "start"), (root / f"samples/{name}/sample.json", "solver")):
+        manifest = json.loads(path.read_text())
+        del manifest["settings"][added], manifest["options"][added]
+        path.write_text(json.dumps(manifest))
+    assert not stale(root)
+    (root / "project.yaml").write_text((root / "project.yaml").read_text() + "\noptions: {fuse: {start: sum}}\n")
+    assert "start 'mean' -> 'sum'" in states(root)["fuse pet+toy"].reasons
 
 
 def test_one_photo_makes_stale_exactly_what_depends_on_it(root):
@@ -326,3 +337,22 @@ def test_a_damaged_manifest_is_named(root):
     (made.folder / "learn-subject.json").write_text(json.dumps({"stage": "learn-subject"}))
     with pytest.raises(BadInput, match="learn-subject.json is damaged"):
         plan_of(root, "learn-subject", "toy").state()
+
+
+def test_several_motions_and_a_preset(tmp_path):
+    root = tmp_path / "p"
+    two = {"run": {"clip": "run.mp4", "prompt": "a [dog] runs"}, "hop": {"clip": "hop.mp4", "prompt": "a [cat] hops"}}
+    project = Workspace.create(root, motions=two)
+    assert project.motions() == ["run", "hop"] and project.motion("hop").prompt == "a [cat] hops"
+    assert project.plan(STAGES["segment"], "motions/hop").inputs["clip"] == root / "hop.mp4"
+    with pytest.raises(BadInput, match="names no motion"):
+        project.motion()
+    assert parse({"motions": {"run": two["run"]}}).motion.name == "run"
+    for data, what in (({"motion": {"name": "run"}, "motions": two}, "'run' stands under motion and under motions"),
+                       ({"motions": {"run": {"name": "x"}}}, "unknown key 'name' in motions.run"),
+                       ({"preset": "papers"}, "no preset 'papers'")):
+        with pytest.raises(BadInput, match=what):
+            parse(data)
+    paper, tuned = (resolve("fuse", parse({"preset": name})) for name in ("paper", "tuned"))
+    assert (paper.lambda_mix, paper.cuts, paper.steps) == (0, "videos", 300) and tuned.lambda_mix > 0
+    assert paper.rate == tuned.rate != FuseOptions().rate                 # what the size of the base asks for stays

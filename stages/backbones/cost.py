@@ -202,7 +202,8 @@ def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
 
 def _sample(base: Base, o: Options, count: int) -> tuple[Phases, float]:
     rows, back = passes(base.blocks(), replace(o, steps=1), low=False)[0]                    # of the first step
-    held = base.unet_bytes + base.loras(*{"auto": ("subject", "motion"), "none": ()}.get(o.branches, [o.branches]))
+    every = ("subject", "motion")
+    held = base.unet_bytes + base.loras(*{"auto": every, "joint": every, "none": ()}.get(o.branches, [o.branches]))
     chosen = watched(until(base.blocks(), o.layers), o.layers)
     measured = 2 * sum(b.maps() for b in chosen) if back else 0                              # of the prompts' rows
     phases = {"sampling": held + base.sampling(rows - back) + measured,
