@@ -16,7 +16,8 @@ import pytest
 from stages.sprites import oracle
 from stages.sprites.looks import FULL, SMALL, SUBJECTS, Look
 from stages.sprites.match import blur, components, opened
-from stages.sprites.world import PLACES, ROLE_MOTIONS, Actor, Clip, draw_clip, path_alone, reference_clip, render
+from stages.sprites.paths import path_alone
+from stages.sprites.world import PLACES, ROLE_MOTIONS, Actor, Clip, draw_clip, reference_clip, render
 
 DECODER = Path(oracle.__file__).parent / "weights" / "base" / "vae"
 
