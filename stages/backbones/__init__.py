@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..core.report import Report, silent
@@ -12,8 +13,9 @@ from .bases import NAMES, Video, identity, licence, locate, on_hub, origin, shap
 if TYPE_CHECKING:
     from .unet3d import UNet3D
 
-__all__ = ["NAMES", "Video", "base_of", "identity", "identity_of", "licence", "load", "load_for", "locate", "on_hub",
-           "origin", "shape_of", "terms", "video"]
+__all__ = ["NAMES", "Video", "base_of", "forget", "identity", "identity_of", "kept", "licence", "load", "load_for",
+           "locate", "on_hub", "origin", "shape_of", "terms", "video"]
+_kept: dict[tuple, UNet3D] | None = None            # inside `kept`: the base that was loaded last, by its order
 
 
 def load(base: str, *, device: str = "cpu", dtype: str = "fp32", wanted: Mapping[str, int] | None = None,
@@ -50,11 +52,35 @@ def load_for(project: Workspace, *, device: str, dtype: str, low_memory: bool, c
 
     if compiled:
         report(note="blocks of the base are compiled at their first use: some minutes for shapes that are new here")
-    backbone = load(base_of(project), device=device, dtype=dtype, wanted=project.settings.video, low_memory=low_memory,
-                    compiled=compiled)
+    name, wanted = base_of(project), project.settings.video
+    order = (name, device, dtype, tuple(sorted(wanted.items())), low_memory, compiled)
+    backbone = _kept.get(order) if _kept else None
+    if backbone is None:
+        forget()
+        backbone = load(name, device=device, dtype=dtype, wanted=wanted, low_memory=low_memory, compiled=compiled)
+        if _kept is not None:
+            _kept[order] = backbone
     about = [backbone.revision, backbone.variants, re.sub(r"(?<=^cuda):\d+", "", backbone.run_on)]
     backbone.cache = Cache(project, about, report)
     return backbone
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, load_for gives the same base again for the same order, with the cache of the project at hand: for whoever
+    runs many stages in one process. One base is kept at a time."""
+    global _kept
+    before, _kept = _kept, {} if _kept is None else _kept
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def forget() -> None:
+    """Let go of what is kept: after an error that may have left it half-changed."""
+    if _kept:
+        _kept.clear()
 
 
 def identity_of(project: Workspace) -> dict[str, object]:

@@ -1,0 +1,87 @@
+"""The table of a sweep: a line for each cell that was attempted, failed ones with it. Imports no torch."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..core.errors import MissingPrerequisite, UsageError
+from .grid import Cell
+from .store import Store
+
+OWN = ("row", "cast", "motion", "prompt", "seed", "state", "success", "sample", "seconds", "why")
+LEFT_OUT = ("sample", "prompt", "subjects", "motion")                    # of a score file: they stand in OWN
+
+
+def collect(store: Store) -> list[dict[str, object]]:
+    """A flat line for each cell that is fresh or failed, all with the same columns. Scores are named by their path in
+    the score file, "judged.oracle.identity.min"; a subject by its number in the prompt's roles, from 1; lists are left
+    there. Of a failed cell every score is 0, as of a video in which nothing is right."""
+    lines, scores = [], {}
+    for cell, (state, why) in store.states().items():
+        if state == "missing":
+            continue
+        made = store.sample(cell)
+        line = {"row": cell.row, "cast": "+".join(cell.cast), "motion": cell.motion, "prompt": cell.prompt,
+                "seed": cell.seed, "state": state, "success": False, "sample": None, "seconds": None, "why": why}
+        if state == "fresh":
+            path = store.score_file(cell)
+            if path not in scores:
+                scores[path] = flat(json.loads(path.read_text(encoding="utf-8")), cell)
+            line |= scores[path]
+            line |= {"sample": store.project.show(path.parent.parent / "samples" / made.name),
+                     "seconds": store.manifest(made)["seconds"], "success": scores[path].get("success")}
+        lines.append(line)
+    columns = dict.fromkeys([*OWN, *(column for line in lines for column in line)])
+    numeric = {column for line in lines for column, value in line.items() if _is_number(value) and column not in OWN}
+    return [{column: line.get(column, 0.0 if line["state"] == "failed" and column in numeric else None)
+             for column in columns} for line in lines]
+
+
+def flat(score: Mapping[str, object], cell: Cell) -> dict[str, object]:
+    """{"a.b.c": number, truth or word} of a score file."""
+    roles = {subject: str(number + 1) for number, subject in enumerate(cell.subjects)}
+    found: dict[str, object] = {}
+
+    def walk(value: object, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, (*path, roles.get(key, key)))
+        elif path[-1] == "reasons" and isinstance(value, list):
+            found[".".join(path)] = "; ".join(map(str, value))
+        elif not isinstance(value, list):
+            found[".".join(path)] = float(value) if _is_number(value) else value
+
+    walk({key: value for key, value in score.items() if key not in LEFT_OUT}, ())
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def write(lines: list[dict[str, object]], path: Path) -> Path:
+    """A table as .csv (empty where a value is None) or .parquet. Raises UsageError for another ending,
+    MissingPrerequisite for parquet without pyarrow."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.suffix not in (".csv", ".parquet"):
+        raise UsageError(f"'{path.name}' is no table that can be written", "name it .csv or .parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(lines[0]) if lines else list(OWN)
+    if path.suffix == ".csv":
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(lines)
+    else:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise MissingPrerequisite("parquet needs pyarrow, which is not installed",
+                                      "Run: pip install 'videomage[sweep]'   (or write a .csv)") from None
+        parquet.write_table(pyarrow.table({column: [line[column] for line in lines] for column in columns}), partial)
+    partial.replace(path)
+    return path

@@ -1,0 +1,206 @@
+"""What of a sweep is there: the manifests say what is fresh, attempts.jsonl what failed. Imports no torch.
+
+A sweep has thousands of cells and is asked often, so what many of them share (the photos, the LoRAs, the clip's frames)
+is hashed once, and of a video its manifest is read. Where that does not look fresh, `Plan.state` decides.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import STAGES
+from ..backbones import identity_of
+from ..core.stage import plain
+from ..core.workspace import Plan, Workspace
+from ..options import Options
+from ..prompts import slug
+from .grid import Cell, Grid
+from .variants import SHAPED_BY, Variants, differences, named
+
+SEED = 0                                     # of all that is learned; the grid's seeds are those of the videos
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artefact of one stage, in the workspace that owns it. request: of a sample; None: what the project asks."""
+
+    root: Path
+    stage: str
+    name: str
+    options: Options
+    request: str | None = None               # as JSON, so that equal ones are equal
+    seed: int = SEED
+
+    @property
+    def asked(self) -> dict | None:
+        return json.loads(self.request) if self.request else None
+
+    @property
+    def mark(self) -> str:
+        """One hash over what is asked for: an attempt at something else says nothing of this."""
+        whole = [self.stage, self.name, plain(vars(self.options)), self.request, self.seed]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Store:
+    """The artefacts of a grid in a project, and their states. Nothing is made here but the variants' folders."""
+
+    def __init__(self, project: Workspace, grid: Grid) -> None:
+        self.project, self.grid, self.variants = project, grid, Variants(project)
+        self.folder = project.root / "sweeps" / grid.name
+        self.base = identity_of(project)
+        self._own = {stage: STAGES[stage].intent(project.settings) for stage in STAGES}
+        self._places: dict[Path, Workspace] = {}
+        self._differences = {row: differences(self._own, options, tuple(SHAPED_BY))
+                             for row, options in grid.effective.items()}
+        self._slugs = {row: named(differences(self._own, options, ("sample",)), stages=False) or "as-it-is"
+                       for row, options in grid.effective.items()}
+        self._shared: dict[tuple, dict] = {}
+        self._fresh: dict[Made, bool] = {}
+        for difference in self._differences.values():
+            for stage in SHAPED_BY:
+                self._settle(self.variants.owner(stage, difference))
+            self._settle(self.variants.of(difference))
+
+    def _settle(self, workspace: Workspace) -> Path:
+        if workspace.root not in self._places:
+            self._places[workspace.root] = workspace
+            self.variants.lend(workspace.root)
+        return workspace.root
+
+    # -- cells and what they are made from ----------------------------------------------------------------------------
+    def sample(self, cell: Cell) -> Made:
+        """The video of a cell. Its name is of what it is, not of its row: two rows of equal settings share it."""
+        place = self.variants.of(self._differences[cell.row])
+        request = {"prompt": " ".join(cell.text.split()), "subjects": sorted(cell.subjects), "motion": cell.clip}
+        name = "--".join([self._slugs[cell.row], "+".join(cell.subjects) or "nobody", cell.clip or "no-motion",
+                          prompt_slug(cell.prompt), f"s{cell.seed}"])
+        return Made(place.root, "sample", name, self.grid.effective[cell.row]["sample"], json.dumps(request), cell.seed)
+
+    def score(self, cell: Cell) -> Made:
+        sample = self.sample(cell)
+        return Made(sample.root, "eval", sample.name, self.grid.effective[cell.row]["eval"], sample.request)
+
+    def needs(self, row: str, made: Made) -> list[Made]:
+        """What another stage has to learn first, each where it belongs."""
+        sources = self.plan(made).sources.values()
+        stages = dict.fromkeys((source.stage.name, source.name) for source in sources if source.stage)
+        found = []
+        for stage, name in stages:
+            place = self._settle(self.variants.owner(stage, self._differences[row]))
+            found.append(Made(place, stage, name, self.grid.effective[row][stage]))
+        return found
+
+    def plan(self, made: Made) -> Plan:
+        """The plan of an artefact, as its stage will make it."""
+        return self._places[made.root].plan(STAGES[made.stage], made.name, made.options, seed=made.seed,
+                                            base=self.base, request=made.asked)
+
+    # -- freshness ----------------------------------------------------------------------------------------------------
+    def fresh(self, made: Made) -> bool:
+        """Whether it is what it should be, as long as all that it is made from is."""
+        if made not in self._fresh:
+            self._fresh[made] = self._looks_fresh(made) or bool(self.plan(made).state(deep=False))
+        return self._fresh[made]
+
+    def _looks_fresh(self, made: Made) -> bool:
+        """Of a video: whether its manifest names what it would be made from now, and its files are there."""
+        if made.stage != "sample":
+            return False
+        manifest = self.manifest(made)
+        if manifest is None:
+            return False
+        request = made.asked
+        group = (made.root, made.options, tuple(request["subjects"]), request["motion"])
+        if group not in self._shared:
+            plan = self.plan(made)
+            self._shared[group] = {"settings": plan.settings(), "inputs": plan.hashes()}
+        shared = self._shared[group]
+        folder = self._folder(made)
+        return (manifest["settings"] == {**shared["settings"], **request} and manifest["seed"] == made.seed
+                and manifest["inputs"] == shared["inputs"] and manifest["base"] == plain(self.base)
+                and all((folder / name).is_file() for name in manifest["files"]))
+
+    def _folder(self, made: Made) -> Path:
+        return made.root / STAGES[made.stage].folder(self._places[made.root], made.name)
+
+    def manifest(self, made: Made) -> dict | None:
+        path = self._folder(made) / STAGES[made.stage].manifest.format(stage=made.stage, name=made.name)
+        return self.project.manifest(path)
+
+    def score_file(self, cell: Cell) -> Path:
+        made = self.score(cell)
+        return self._folder(made) / f"{made.name}.json"
+
+    # -- what was tried -----------------------------------------------------------------------------------------------
+    def record(self, entries: Iterable[Mapping[str, object]]) -> None:
+        """Append to attempts.jsonl, a line each."""
+        lines = [json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}, ensure_ascii=False)
+                 for entry in entries]
+        if lines:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in lines))
+
+    def failures(self) -> dict[str, str]:
+        """{mark: the error} of what was given up; whether it is there since, the manifests say."""
+        path, found = self.folder / "attempts.jsonl", {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:                         # the line at which a driver was killed
+                continue
+            if entry["given up"]:
+                found[entry["mark"]] = entry["error"]
+        return found
+
+    def states(self) -> dict[Cell, tuple[str, str]]:
+        """{cell: (fresh | failed | missing, why it failed)}."""
+        failures = self.failures()
+        found, broken = {}, {}
+        for cell in self.grid.cells:
+            sample, score = self.sample(cell), self.score(cell)
+            if self.fresh(sample) and self.fresh(score):
+                found[cell] = ("fresh", "")
+                continue
+            why = next((f"{self.title(made)}: {failures[made.mark]}" for made in (sample, score)
+                        if made.mark in failures), "") or (
+                self._broken(cell.row, sample, failures, broken) if failures else "")
+            found[cell] = ("failed", why) if why else ("missing", "")
+        return found
+
+    def _broken(self, row: str, made: Made, failures: Mapping[str, str], known: dict[Made, str]) -> str:
+        """The first thing that failed of all that this is made from."""
+        key = (row, made.root, made.stage, made.options, *(made.asked or {}).get("subjects", ()),
+               (made.asked or {}).get("motion"), "" if made.asked else made.name)
+        if key not in known:
+            known[key] = next((why for need in self.needs(row, made) if not self.fresh(need) for why in (
+                f"{self.title(need)}: {failures[need.mark]}" if need.mark in failures
+                else self._broken(row, need, failures, known),) if why), "")
+        return known[key]
+
+    def title(self, made: Made) -> str:
+        """"fuse pet+toy", and of which variant."""
+        where = "" if made.root == self.project.root else f" ({made.root.name})"
+        return f"{made.stage} {made.name}{where}"
+
+
+def prompt_slug(template: str) -> str:
+    """A template as a part of a name: "{motion} in the snow" -> "in-the-snow". What would be called as another one
+    could be carries a hash."""
+    rest = template.removeprefix("{motion}").strip()
+    short = slug(rest) if rest else "plain"
+    clear = template.startswith("{motion}") and rest == short.replace("-", " ") or not rest
+    return short if clear else f"{short}-{hashlib.sha256(template.encode()).hexdigest()[:4]}"
+
+
+def counted(states: Mapping[Cell, tuple[str, str]], rows: Sequence[str]) -> dict[str, dict[str, int]]:
+    """{row: {fresh: n, failed: n, missing: n}}."""
+    table = {row: {"fresh": 0, "failed": 0, "missing": 0} for row in rows}
+    for cell, (state, _) in states.items():
+        table[cell.row][state] += 1
+    return table
