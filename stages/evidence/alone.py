@@ -1,0 +1,128 @@
+"""How good each part is by itself, by the pixel oracle: python -m stages.evidence.alone DIR
+
+    a subject alone      "a <toy> in the snow", its own LoRA, no motion
+    a fusion alone       "a <toy> and a <pet> in the snow", the fused LoRA, no motion
+    a motion alone       "a green circle is chasing a yellow square in the snow": things that the base knows and the
+                         clip does not show; with the motion LoRA and without, with the clip's noise and without
+
+What the whole method makes of a cast and a motion can hardly be better than these. Results: DIR/alone.json.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..backbones import identity_of
+from ..core.report import Report, silent
+from ..core.video import read_clip
+from ..core.workspace import Workspace
+from ..options import SampleOptions, resolve
+from ..orders import sample_plans
+from ..prompts import motion_prompt, placeholder, slug
+from ..sample import make_samples
+from ..sprites.looks import SUBJECTS, Look
+from ..sprites.oracle import find
+from ..sprites.sizes import SIZES
+from ..sprites.verdict import correlation
+from ..sprites.world import reference_clip
+from . import CLIP_SEED, CONFIRMATION, DEVELOPMENT, MOTIONS
+
+PLACES = ("in the snow", "on the grass")
+SEEDS = (0, 1, 2)
+STRANGERS = (Look("circle", "green"), Look("square", "yellow"), Look("triangle", "red"))     # not the clips' actors
+CASTS = (*DEVELOPMENT, *CONFIRMATION)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A video to make, and what shall be seen in it. paths: (F, 2) of each look, or None where none is asked for."""
+
+    part: str
+    what: str
+    prompt: str
+    subjects: tuple[str, ...]
+    motion: str
+    options: SampleOptions
+    looks: tuple[Look, ...]
+    paths: tuple[np.ndarray, ...] | None = None
+
+
+def orders(project: Workspace, casts: Sequence[Sequence[str]] = CASTS) -> Iterator[Order]:
+    """Every video but for its seed."""
+    usual, size = resolve("sample", project.settings), SIZES["small"]
+    for place in PLACES:
+        for name in dict.fromkeys(name for cast in casts for name in cast):
+            yield Order("subject", name, f"a {placeholder(name)} {place}", (name,), "none", usual,
+                        (SUBJECTS[name][0],))
+        for cast in casts:
+            text = " and ".join(f"a {placeholder(name)}" for name in cast)
+            yield Order("fusion", "+".join(cast), f"{text} {place}", tuple(cast), "none", usual,
+                        tuple(SUBJECTS[name][0] for name in cast))
+        for actors in sorted({len(cast) for cast in casts}):
+            for motion in MOTIONS:
+                name, looks = motion if actors == 2 else f"{motion}-3", STRANGERS[:actors]
+                asked = motion_prompt(project.motion(name).prompt)
+                prompt = asked.words
+                for actor, look in zip(asked.actors, looks):
+                    prompt = prompt.replace(actor, f"{look.colour} {look.shape}")
+                paths = tuple(actor.path for actor in reference_clip(
+                    motion, list(looks), CLIP_SEED, size.frames, size.pixels).actors)
+                for part, options in (("motion", {"branches": "motion"}), ("motion, beta = 0", {
+                        "branches": "motion", "beta": 0.0}), ("the clip's noise alone", {"branches": "none"})):
+                    yield Order(part, name, f"{prompt} {place}", (), name, replace(usual, **options), looks, paths)
+
+
+def measure(project: Workspace, casts: Sequence[Sequence[str]] = CASTS, *, device: str = "cpu",
+            report: Report = silent) -> list[dict]:
+    """A line for each video: {part, what, prompt, seed, together, paths: the worst correlation with its role's}."""
+    base, lines = identity_of(project), []
+    wanted = list(orders(project, casts))
+    for n, order in enumerate(wanted):
+        names = [f"alone--{slug(order.part)}--{order.what}--{slug(order.prompt)}--s{seed}" for seed in SEEDS]
+        plans = [sample_plans(project, [order.prompt], order.options, subjects=order.subjects or None,
+                              motion=order.motion, seed=seed, base=base, names=[name])[0]
+                 for seed, name in zip(SEEDS, names)]
+        for seed, made in zip(SEEDS, make_samples(project, plans, device=device)):
+            seen = find(read_clip(made.folder / "frames.png"), list(order.looks))
+            worst = min(correlation(one.path, path) for one, path in zip(seen, order.paths)) if order.paths else None
+            lines.append({"part": order.part, "what": order.what, "prompt": order.prompt, "seed": seed, "paths": worst,
+                          "together": float(np.logical_and.reduce([one.presence for one in seen]).mean())})
+        report(step=n + 1, of=len(wanted))
+    return lines
+
+
+def table(lines: Sequence[dict]) -> str:
+    """For each part and what it is of: videos, frames with all in sight, path, and videos with both at the bar."""
+    out = ["| part | of | n | all in sight | worst path | in sight in 80 % of frames (path at 0.8) |",
+           "|---|---|---|---|---|---|"]
+    for part in dict.fromkeys(line["part"] for line in lines):
+        own = [line for line in lines if line["part"] == part]
+        for what in ("all", *dict.fromkeys(line["what"] for line in own)):
+            some = [line for line in own if what in ("all", line["what"])]
+            paths = [line["paths"] for line in some if line["paths"] is not None]
+            good = np.mean([line["together"] >= 0.8 and (line["paths"] is None or line["paths"] >= 0.8)
+                            for line in some])
+            out.append(f"| {part} | {what} | {len(some)} | {np.mean([line['together'] for line in some]):.0%} | "
+                       f"{f'{np.mean(paths):.2f}' if paths else ''} | {good:.0%} |")
+    return "\n".join(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    project = Workspace(Path((argv or sys.argv[1:])[0]))
+    lines = measure(project)
+    partial = project.root / "alone.json.partial"
+    partial.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    partial.replace(project.root / "alone.json")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

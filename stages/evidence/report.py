@@ -1,0 +1,214 @@
+"""What came of the experiment, for people: python -m stages.evidence.report DIR GRID.yaml DOCS
+
+    DOCS/evidence.md     its tables, between marks; what stands around them is written by hand and stays
+    DOCS/evidence/       results.csv, a line per video; sheets of videos drawn at random
+
+A row is compared with the first one ("full") on the cells that both attempted: the same cast, clip, prompt and seed.
+Intervals are bootstraps over casts and motions (metrics/stats.py).
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import MissingPrerequisite
+from ..core.sheets import contact_sheet
+from ..core.video import read_clip
+from ..core.workspace import Workspace
+from ..metrics.stats import interval, paired
+from ..option_tables import fill
+from ..options import OPTIONS, deviations, show
+from ..sweep import grid as grids
+from ..sweep.collect import collect, write
+from ..sweep.store import Store
+from . import CONFIRMATION, DEVELOPMENT
+
+Line = Mapping[str, object]
+SPLITS = {"confirmation": CONFIRMATION, "development": DEVELOPMENT}
+KEPT = ("row", "cast", "motion", "prompt", "seed", "state", "success", "judged.oracle.success",
+        "judged.segmenter.success", "judged.oracle.reasons", "judged.oracle.together", "judged.oracle.identity.min",
+        "judged.oracle.motion.min", "judged.oracle.binding.chance corrected", "judged.oracle.leak.max",
+        "judged.segmenter.together", "judged.segmenter.identity.min", "judged.segmenter.motion.min",
+        "judged.segmenter.binding.chance corrected", "judged.segmenter.leak.max", "paper protocol.CLIP-T",
+        "paper protocol.CLIP-I", "paper protocol.DINO-I", "paper protocol.T. Cons.", "magnitude.pixels",
+        "cost.seconds", "cost.forwards")
+DRAWN = 10                                             # videos on a sheet
+J = "judged.oracle."                                   # whose verdict the tables give
+
+
+def split_of(line: Line) -> str:
+    cast = tuple(str(line["cast"]).split("+"))
+    return next(name for name, casts in SPLITS.items() if cast in casts)
+
+
+def number(line: Line, column: str) -> float:
+    """A score as it counts: one that is not there is 0, as of a video in which nothing is right."""
+    value = line.get(column)
+    return float(value) if value is not None else 0.0
+
+
+def every(line: Line, prefix: str, holds: Callable[[float], bool]) -> float:
+    """1 where something holds of every subject of a video, "prefix.1", "prefix.2" ..., else 0."""
+    values = [line.get(f"{prefix}.{k}") for k in range(1, len(str(line["cast"]).split("+")) + 1)]
+    return float(all(value is not None and holds(float(value)) for value in values))
+
+
+SCORES: dict[str, Callable[[Line], float]] = {
+    "success": lambda line: float(bool(line.get("success"))),
+    "all in sight": lambda line: number(line, J + "together"),
+    "identity": lambda line: number(line, J + "identity.min"),
+    "margins > 0": lambda line: every(line, J + "margins", lambda value: value > 0),
+    "roles right": lambda line: every(line, J + "binding.right", bool),
+    "motion": lambda line: number(line, J + "motion.min"),
+    "leak": lambda line: number(line, J + "leak.max")}
+PAPER = {name: f"paper protocol.{name}" for name in ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")}
+
+
+def by_row(lines: Sequence[Line]) -> dict[str, dict[tuple, Line]]:
+    """{row: {cell: line}}."""
+    found: dict[str, dict[tuple, Line]] = {}
+    for line in lines:
+        found.setdefault(str(line["row"]), {})[tuple(line[key] for key in ("cast", "motion", "prompt", "seed"))] = line
+    return found
+
+
+def estimate(lines: Sequence[Line], score: Callable[[Line], float]) -> tuple[float, float, float]:
+    """(mean, low, high) over videos; the interval is over casts and motions."""
+    return interval([score(line) for line in lines], [line["cast"] for line in lines],
+                    [line["motion"] for line in lines])
+
+
+def difference(row: Mapping[tuple, Line], full: Mapping[tuple, Line], score: Callable[[Line], float]
+               ) -> tuple[float, float, float]:
+    """(mean, low, high) of row - full on the cells of both."""
+    both = [key for key in row if key in full]
+    return paired([score(row[key]) for key in both], [score(full[key]) for key in both],
+                  [key[0] for key in both], [key[1] for key in both])
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+def headline(lines: Sequence[Line], split: str | None) -> str:
+    """A row of the table for each row of the grid, on one split or (None) on all casts."""
+    rows = by_row([line for line in lines if split in (None, split_of(line))])
+    full = next(iter(rows.values()), {})
+    out = [["row", "n", *SCORES, "success, against full"]]
+    for name, cells in rows.items():
+        own = list(cells.values())
+        cell = [name, str(len(own)), percent(estimate(own, SCORES["success"]))]
+        for column, score in list(SCORES.items())[1:]:
+            share = column in ("all in sight", "margins > 0", "roles right")
+            value = float(np.mean([score(line) for line in own]))
+            cell.append(f"{value:.0%}" if share else f"{value:.2f}")
+        out.append([*cell, "" if cells is full else percent(difference(cells, full, SCORES["success"]), signed=True)])
+    return markdown(out)
+
+
+def paper(lines: Sequence[Line]) -> str:
+    """The paper's own four scores, all casts, and beside T. Cons. how much moves at all."""
+    out = [["row", "n", *PAPER, "motion magnitude"]]
+    for name, cells in by_row(lines).items():
+        own = list(cells.values())
+        means = [interval([number(line, column) for line in own], [line["cast"] for line in own],
+                          [line["motion"] for line in own]) for column in PAPER.values()]
+        moved = float(np.mean([number(line, "magnitude.pixels") for line in own]))
+        out.append([name, str(len(own)), *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in means),
+                    f"{moved:.4f}"])
+    return markdown(out)
+
+
+def where(lines: Sequence[Line]) -> str:
+    """The first row's success by cast, motion and place, and why the others failed."""
+    full = list(next(iter(by_row(lines).values()), {}).values())
+    out = [["the full method", "n", "success", "what the failures fail in"]]
+    for key in ("cast", "motion", "prompt"):
+        for value in dict.fromkeys(line[key] for line in full):
+            own = [line for line in full if line[key] == value]
+            out.append([str(value), str(len(own)), f"{np.mean([SCORES['success'](line) for line in own]):.0%}",
+                        _reasons(own)])
+    return markdown(out)
+
+
+def _reasons(lines: Sequence[Line]) -> str:
+    counts: dict[str, int] = {}
+    for line in lines:
+        for reason in filter(None, str(line.get(J + "reasons") or line.get("why") or "").split("; ")):
+            counts[reason] = counts.get(reason, 0) + 1
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def agreement(lines: Sequence[Line]) -> str:
+    """How the verdict from the segmenter's tracks compares with the oracle's, by row."""
+    out = [["row", "success by the oracle", "by the segmenter", "same verdict", "all in sight, oracle",
+            "all in sight, segmenter"]]
+    for name, cells in by_row(lines).items():
+        own = list(cells.values())
+        a, b = (np.array([bool(line.get(f"judged.{who}.success")) for line in own]) for who in ("oracle", "segmenter"))
+        seen = [float(np.mean([number(line, f"judged.{who}.together") for line in own]))
+                for who in ("oracle", "segmenter")]
+        out.append([name, *(f"{value:.0%}" for value in (a.mean(), b.mean(), (a == b).mean(), *seen))])
+    return markdown(out)
+
+
+def settings(project: Workspace) -> str:
+    """What the row "full" ran with, where it differs from the paper."""
+    return markdown([["stage", "option", "here", "paper", "why"], *(
+        [stage, f"`--{name.replace('_', '-')}`", show(value), show(other), why]
+        for stage in OPTIONS for name, value, other, why in deviations(stage, project.settings))])
+
+
+def percent(value: tuple[float, float, float], signed: bool = False) -> str:
+    mean, low, high = (f"{part:+.0%}" if signed else f"{part:.0%}" for part in value)
+    return f"{mean} ({low} to {high})"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    first, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (first, ["---"] * len(first), *rest))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+def sheets(project: Workspace, lines: Sequence[Line], folder: Path, seed: int = 0) -> None:
+    """success.png and failure.png: DRAWN videos each of the first row, drawn at random from the confirmation split."""
+    full = [line for line in next(iter(by_row(lines).values()), {}).values() if split_of(line) == "confirmation"]
+    rng = np.random.default_rng(seed)
+    for name, wanted in (("success", True), ("failure", False)):
+        those = [line for line in full if bool(line.get("success")) is wanted and line["sample"]]
+        drawn = [those[k] for k in sorted(rng.permutation(len(those))[:DRAWN])]
+        rows = [(f"{line['cast']}, {line['motion']}, {line['prompt']}, seed {line['seed']}"
+                 + (f": {line.get(J + 'reasons')}" if not wanted else ""),
+                 read_clip(project.root / str(line["sample"]) / "frames.png")) for line in drawn]
+        if rows:
+            contact_sheet(rows, folder / f"{name}.png", scale=2)
+
+
+def report(project: Workspace, grid: Path, docs: Path) -> Path:
+    """Write all that. Raises MissingPrerequisite where no cell has been attempted."""
+    lines = collect(Store(project, grids.read(project, grids.find(project, grid))))
+    if not lines:
+        raise MissingPrerequisite("no video of the grid has been made", f"Run: videomage sweep {grid}")
+    folder = docs / "evidence"
+    folder.mkdir(parents=True, exist_ok=True)
+    write([{key: line.get(key) for key in KEPT} for line in lines], folder / "results.csv")
+    sheets(project, lines, folder)
+    page = docs / "evidence.md"
+    tables = {"confirmation": lambda: headline(lines, "confirmation"),
+              "development": lambda: headline(lines, "development"), "all": lambda: headline(lines, None),
+              "where": lambda: where(lines), "paper": lambda: paper(lines), "agreement": lambda: agreement(lines),
+              "settings": lambda: settings(project)}
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Evidence\n" + "".join(
+        f"\n<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in tables)
+    page.write_text(fill(text, {mark: table for mark, table in tables.items() if f"<!-- {mark} -->" in text}),
+                    encoding="utf-8")
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    folder, grid, docs = map(Path, argv or sys.argv[1:4])
+    print(report(Workspace(folder), grid, docs))
+
+
+if __name__ == "__main__":
+    main()
