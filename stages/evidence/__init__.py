@@ -13,47 +13,26 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from ..core.video import write_video
 from ..core.workspace import Workspace
-from ..sprites.example import CAST, ENLARGE
+from ..sprites.example import write_clip, write_photos
 from ..sprites.looks import SUBJECTS
-from ..sprites.sizes import SIZES
-from ..sprites.world import photos, reference_clip
 
 MOTIONS = ("chase", "orbit", "zigzag", "eight")
 DEVELOPMENT = (("toy", "pet"), ("gem", "drum"), ("kite", "moth"), ("toy", "pet", "gem"))
 CONFIRMATION = (("leaf", "cup"), ("fan", "moon"), ("lamp", "bell"), ("bell", "cup", "moon"))
 GRIDS = Path(__file__).parent.parent / "sprites" / "grids"
 
-PHOTOS, PHOTO_SEED, CLIP_SEED = 6, 9, 7           # those of sprites/example.py: the demo's files are the same
 
-
-def prepare(folder: Path, *, size_name: str = "small") -> Workspace:
-    """Photos, clips, project.yaml and *.yaml of GRIDS in the folder. What is there is not touched."""
-    size = SIZES[size_name]
+def prepare(folder: Path) -> Workspace:
+    """Photos, clips, project.yaml and the grids in the folder. What is there is not touched."""
     for name in SUBJECTS:
-        own = folder / "photos" / name
-        own.mkdir(parents=True, exist_ok=True)
-        for k, photo in enumerate(photos(name, PHOTOS, PHOTO_SEED, size.pixels, close=False)):
-            path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
-            if not path.exists():
-                Image.fromarray(large).save(path)
+        write_photos(folder / "photos", name)
     motions = {}
     for motion in MOTIONS:
         for actors in (2, 3):
             name = motion if actors == 2 else f"{motion}-3"
-            clip = reference_clip(motion, list(CAST[:actors]), CLIP_SEED, size.frames, size.pixels)
-            prompt = clip.caption
-            for actor in clip.actors:
-                phrase = f"{actor.look.colour} {actor.look.shape}"
-                prompt = prompt.replace(phrase, f"[{phrase}]")
+            prompt, _ = write_clip(folder / "clips" / f"{name}.mp4", motion, actors)
             motions[name] = {"clip": f"clips/{name}.mp4", "prompt": prompt}
-            if not (folder / "clips" / f"{name}.mp4").exists():
-                (folder / "clips").mkdir(parents=True, exist_ok=True)
-                write_video(folder / "clips" / f"{name}.mp4", clip.frames, fps=8)
     for grid in GRIDS.glob("*.yaml"):
         if not (folder / grid.name).exists():
             shutil.copyfile(grid, folder / grid.name)

@@ -25,12 +25,11 @@ from ..options import SampleOptions, resolve
 from ..orders import sample_plans
 from ..prompts import motion_prompt, placeholder, slug
 from ..sample import make_samples
+from ..sprites.example import write_clip
 from ..sprites.looks import SUBJECTS, Look
 from ..sprites.oracle import find
-from ..sprites.sizes import SIZES
 from ..sprites.verdict import correlation
-from ..sprites.world import reference_clip
-from . import CLIP_SEED, CONFIRMATION, DEVELOPMENT, MOTIONS
+from . import CONFIRMATION, DEVELOPMENT, MOTIONS
 
 PLACES = ("in the snow", "on the grass")
 SEEDS = (0, 1, 2)
@@ -54,7 +53,7 @@ class Order:
 
 def orders(project: Workspace, casts: Sequence[Sequence[str]] = CASTS) -> Iterator[Order]:
     """Every video but for its seed."""
-    usual, size = resolve("sample", project.settings), SIZES["small"]
+    usual = resolve("sample", project.settings)
     for place in PLACES:
         for name in dict.fromkeys(name for cast in casts for name in cast):
             yield Order("subject", name, f"a {placeholder(name)} {place}", (name,), "none", usual,
@@ -70,8 +69,8 @@ def orders(project: Workspace, casts: Sequence[Sequence[str]] = CASTS) -> Iterat
                 prompt = asked.words
                 for actor, look in zip(asked.actors, looks):
                     prompt = prompt.replace(actor, f"{look.colour} {look.shape}")
-                paths = tuple(actor.path for actor in reference_clip(
-                    motion, list(looks), CLIP_SEED, size.frames, size.pixels).actors)
+                _, truth = write_clip(project.locate(project.motion(name).clip), motion, actors)
+                paths = tuple(actor.path for actor in truth.actors)
                 for part, options in (("motion", {"branches": "motion"}), ("motion, beta = 0", {
                         "branches": "motion", "beta": 0.0}), ("the clip's noise alone", {"branches": "none"})):
                     yield Order(part, name, f"{prompt} {place}", (), name, replace(usual, **options), looks, paths)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..core.video import write_video
 from .looks import SUBJECTS, Look
 from .sizes import SIZES
-from .world import HELD_OUT_MOTIONS, VERBS, photos, reference_clip
+from .world import HELD_OUT_MOTIONS, VERBS, Clip, photos, reference_clip
 
 MOTION = "chase"
 PLACE = "in the snow"            # where the wanted video is set: not where the clip is
@@ -43,25 +43,38 @@ class Example:
         return (*self.subjects[1:], self.subjects[0])
 
 
-def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 6,
-                  seed: int = 7, size_name: str = "small") -> Example:
-    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are. The photos show
-    the subjects as large as a clip does: learned from close ones, two of them fill the frame and merge."""
+def write_photos(folder: Path, name: str, size_name: str = "small", count: int = 6, seed: int = 7) -> Path:
+    """folder/NAME/0.png ...; files that are there stay as they are. They show the subject as large as a clip does:
+    learned from close ones, two of them fill the frame and merge."""
+    own = folder / name
+    own.mkdir(parents=True, exist_ok=True)
+    for k, photo in enumerate(photos(name, count, seed + 2, SIZES[size_name].pixels, close=False)):
+        path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
+        if not path.exists():
+            Image.fromarray(large).save(path)
+    return own
+
+
+def write_clip(path: Path, motion: str, actors: int, size_name: str = "small", seed: int = 7) -> tuple[str, Clip]:
+    """The clip of a held-out motion, acted by CAST -> (its prompt, the actors in brackets by colour and shape; the
+    truth about it). A file that is there stays as it is."""
     size = SIZES[size_name]
-    folders = {name: folder / "photos" / name for name in subjects}
-    for name, own in folders.items():
-        own.mkdir(parents=True, exist_ok=True)
-        for k, photo in enumerate(photos(name, count, seed + 2, size.pixels, close=False)):
-            path, large = own / f"{k}.png", np.kron(photo.frames[0], np.ones((ENLARGE, ENLARGE, 1), np.uint8))
-            if not path.exists():
-                Image.fromarray(large).save(path)
-    clip = reference_clip(motion, list(CAST[: len(subjects)]), seed, size.frames, size.pixels)
-    if not (folder / "clip.mp4").exists():
-        write_video(folder / "clip.mp4", clip.frames, fps=8)
+    clip = reference_clip(motion, list(CAST[:actors]), seed, size.frames, size.pixels)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, clip.frames, fps=8)
     prompt = clip.caption
-    for actor in clip.actors:                                    # the actors in brackets, by colour and shape
+    for actor in clip.actors:
         phrase = f"{actor.look.colour} {actor.look.shape}"
         prompt = prompt.replace(phrase, f"[{phrase}]")
+    return prompt, clip
+
+
+def write_example(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: str = MOTION, count: int = 6,
+                  seed: int = 7, size_name: str = "small") -> Example:
+    """Write photos/NAME/0.png ... and clip.mp4 into the folder; files that are there stay as they are."""
+    folders = {name: write_photos(folder / "photos", name, size_name, count, seed) for name in subjects}
+    prompt, clip = write_clip(folder / "clip.mp4", motion, len(subjects), size_name, seed)
     verb = VERBS[motion][1]
 
     def wanted(names: tuple[str, ...]) -> str:
