@@ -6,11 +6,12 @@ VENV      ?= .venv
 PIP_FLAGS ?=
 SIZE      ?= small
 DEMO      ?= demo
+EVIDENCE  ?= evidence
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-sam2 lint sprites sprites-quality bench bench-gpu clean
+.PHONY: help install demo test test-sam2 lint sprites sprites-quality evidence evidence-quick bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:                ## this list
@@ -47,6 +48,17 @@ sprites: $(READY)    ## train the built-in base (SIZE=small: hours of two cores;
 
 sprites-quality: $(READY)   ## judge the built-in base on held-out captions and write its model card
 	$(BIN)/python -m stages.sprites.quality
+
+evidence: $(READY)   ## the experiment: the method, its ablations and controls; into docs/evidence.md (hours; goes on where it stopped)
+	$(BIN)/python -m stages.evidence $(EVIDENCE)
+	$(BIN)/videomage sweep evidence.yaml -p $(EVIDENCE)
+	$(BIN)/python -m stages.evidence.alone $(EVIDENCE)
+	$(BIN)/python -m stages.evidence.report $(EVIDENCE) evidence.yaml docs
+
+evidence-quick: $(READY)    ## a small form of it, in minutes; into $(EVIDENCE)/quick
+	$(BIN)/python -m stages.evidence $(EVIDENCE)
+	$(BIN)/videomage sweep evidence-quick.yaml -p $(EVIDENCE)
+	$(BIN)/python -m stages.evidence.report $(EVIDENCE) evidence-quick.yaml $(EVIDENCE)/quick
 
 bench: $(READY)      ## what steps and videos cost beside their floors, into docs/performance.md (under 20 minutes)
 	$(BIN)/python -m bench.ratios docs/performance.md
