@@ -23,10 +23,10 @@ from stages.core.workspace import Workspace
 from videomage_cli import console, refuse_foreign_stages
 from videomage_cli.app import app
 from videomage_cli.doctor import pick_device
-from videomage_cli.flags import spread, words
+from videomage_cli.words import spread, words
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("init", "status", "doctor", "demo", "fetch", "export", *STAGES)
+COMMANDS = ("init", "status", "doctor", "demo", "fetch", "export", "sweep", *STAGES)
 QUICK = {"segment": {"segmenter": "given", "masks": "drawn"},
          "invert": {"token_steps": 1, "token_batch": 1, "inversion_steps": 2},
          "learn-subject": {"steps": 2, "rank": 2, "auxiliary_count": 1, "video_steps": 1, "preview_every": 0},
@@ -134,7 +134,7 @@ def test_fuse_takes_its_subjects_in_every_form(project, typed):
 @pytest.mark.parametrize("args, code, sentence", [
     (["fuse", "--subjects", "toy"], 2, "two subjects or more"),
     (["fuse", "--subjects", "toy", "dgo"], 3, "Did you mean 'dog'"),
-    (["fuse"], 4, "Run: videomage learn-subject"), (["fuse", "--steps", "0"], 2, "1 or more"),
+    (["fuse"], 4, "Run: videomage learn-subject"), (["fuse", "--rate", "0"], 2, "above 0"),
     (["sample", "--dtype", "fp8"], 2, "fp32, amp, bf16"), (["segment", "nowhere.mp4"], 2, "no file nowhere.mp4"),
     (["segment", "ridding"], 2, "Did you mean 'riding'"), (["invert"], 4, "Run: videomage segment riding"),
     (["invert", "walking"], 3, "There is: riding"), (["learn-subject", "cat"], 2, "--class WORD"),

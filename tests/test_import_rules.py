@@ -86,6 +86,8 @@ def test_imports(path):
         assert ours(names) <= {"core", own, "sprites"}
     elif own in STAGES:
         assert ours(names) <= HOUSE | SEAMS, "stages meet on disk"
+    elif own == "page":
+        assert ours(names) <= HOUSE | {"backbones", own} and "torch" not in tops, "it shows what is there"
     if own not in {"backbones", "sprites"}:
         assert "diffusers" not in tops
 

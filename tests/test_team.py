@@ -216,7 +216,7 @@ def test_the_command_line_takes_devices_where_something_is_trained(tmp_path):
     from typer.testing import CliRunner
 
     from videomage_cli.app import app
-    from videomage_cli.flags import spread
+    from videomage_cli.words import spread
 
     Workspace.create(tmp_path, subjects={"toy": {"class": "toy"}})
     for typed, said in (("sample --devices cpu,cpu", "sample trains nothing"),

@@ -15,11 +15,10 @@ from . import refuse_foreign_stages
 refuse_foreign_stages()                     # before anything of `stages` is imported
 
 from stages import CLIPS_ALONE, STAGES  # noqa: E402
-from stages.core.errors import MissingPrerequisite, UsageError, VideomageError  # noqa: E402
+from stages.core.errors import MissingPrerequisite, UsageError  # noqa: E402
 from stages.core.report import ask_to_stop  # noqa: E402
 from stages.core.settings import did_you_mean  # noqa: E402
 from stages.core.workspace import Workspace, fused_name  # noqa: E402
-from stages.options import deviations, show  # noqa: E402
 
 from . import checks, console, files  # noqa: E402
 from .flags import (  # noqa: E402
@@ -27,16 +26,19 @@ from .flags import (  # noqa: E402
     Call,
     Device,
     Dtype,
+    Html,
     Json,
     MotionName,
     Project,
     Run,
     Seed,
-    SpreadCommand,
     Subjects,
     stage_command,
 )
 from .sources import ensure_project, photos_of, segment_sources, typed_before  # noqa: E402
+from .status import status  # noqa: E402
+from .sweep import sweep  # noqa: E402
+from .words import SpreadCommand  # noqa: E402
 
 app = typer.Typer(name="videomage", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Several subjects and one motion into one video, from a few photos and a clip (VideoMage).")
@@ -88,51 +90,7 @@ def init(base: Base = "sprites", folder: Project = Path()) -> None:
         console.out(str(project.root / "project.yaml"))
 
 
-@app.command()
-def status(folder: Project = Path(), json: Json = False) -> None:
-    """Show what is fresh, stale (and why) or missing, and where the options differ from the paper's."""
-    with console.guarded():
-        project = Workspace(folder)
-        rows = _states(project)
-        differing = [{"stage": stage, "option": name, "value": value, "paper": paper, "why": why}
-                     for stage in STAGES for name, value, paper, why in deviations(stage, project.settings)]
-        kept = sum(facts.st_size for _, facts in project.cached())
-        if json:
-            return console.out_json({"project": str(project.root), "base": project.settings.base, "artefacts": rows,
-                                     "differs_from_paper": differing, "cache_bytes": kept})
-        console.table(f"{project.root.resolve()} on {project.settings.base}", ("stage", "name", "state", "why", "next"),
-                      [(row["stage"], row["name"], row["state"], "; ".join(row["reasons"]), row["next"])
-                       for row in rows])
-        if not rows:
-            console.say("the project names nothing yet: edit its subjects, motion and prompts")
-        console.out("")
-        console.table("differs from the paper", ("stage", "option", "here", "paper", "why"),
-                      [(d["stage"], d["option"], show(d["value"]), show(d["paper"]), d["why"]) for d in differing])
-        if kept:
-            console.say(f".cache holds {kept / 1e6:.1f} MB of what need not be computed again; it can be deleted")
-    return None
-
-
-def _states(project: Workspace) -> list[dict[str, object]]:
-    """A row for every artefact that the project wants or has."""
-    from stages.backbones import identity_of
-
-    try:
-        base = identity_of(project)
-    except VideomageError as error:
-        base = None
-        console.say(f"note: {error.what}; whether it changed is not compared", "yellow")
-    rows = []
-    for stage in STAGES.values():
-        for name in stage.names(project):
-            state = project.intended(stage, name, base).state()
-            rows.append({"stage": stage.name, "name": name, "state": state.kind, "reasons": list(state.reasons),
-                         "next": "" if state else stage.command(name)})
-        if stage.name == "sample":
-            made = {stage.request(project, name).get("prompt") for name in project.samples()}
-            rows += [{"stage": stage.name, "name": prompt, "state": "missing", "reasons": [],
-                      "next": stage.command(prompt)} for prompt in project.settings.prompts if prompt not in made]
-    return rows
+app.command()(status)
 
 
 @app.command(cls=SpreadCommand)
@@ -182,6 +140,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path
 app.command()(checks.doctor)
 app.command()(files.fetch)
 app.command()(files.export)
+app.command()(sweep)
 
 
 # -- the seven stages -------------------------------------------------------------------------------------------------
@@ -282,7 +241,7 @@ def sample(run: Run, prompt: Annotated[list[str] | None, typer.Option(
 
 @stage_command(app, "eval")
 def evaluate(run: Run, samples: Annotated[list[str] | None, typer.Argument(
-        help="Names in samples/ (default: all).", show_default=False)] = None) -> list[Call]:
+        help="Names in samples/ (default: all).", show_default=False)] = None, html: Html = None) -> list[Call]:
     """Score the videos: CLIP-T, CLIP-I, DINO-I, T. Cons."""
     there = run.project.samples()
     for name in samples or ():
@@ -291,7 +250,8 @@ def evaluate(run: Run, samples: Annotated[list[str] | None, typer.Argument(
     names = samples or there
     if not names:
         raise MissingPrerequisite("there is no sample to score", "Run: videomage sample")
-    return [Call(names, [run.plan(name) for name in names], show=console.scores)]
+    page = None if html is None else partial(files.page, run.project, samples, html)
+    return [Call(names, [run.plan(name) for name in names], show=console.scores, after=page)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What comes in from elsewhere and what goes out: `videomage fetch` and `videomage export`. Imports no torch."""
+"""What comes in from elsewhere and what goes out: `videomage fetch`, `export` and the page of `eval --html`. Imports no
+torch."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stages.core.errors import UsageError
-from stages.core.workspace import Workspace
+from stages.core.workspace import Artifact, Workspace
 from stages.segmenters import models
 
 from . import console
@@ -79,3 +80,12 @@ def export(name: Annotated[str, typer.Argument(
             return console.out_json({"folder": out, "files": files})
         console.out(str(out))
     return None
+
+
+def page(project: Workspace, samples: list[str] | None, typed: str) -> Artifact:
+    """What --html asks for: typed is a path from here, or nothing."""
+    from stages.page import write_page
+
+    path = write_page(project, samples, typed or None)
+    console.say(f"the page has {path.stat().st_size / 1e6:.1f} MB and needs no other file")
+    return Artifact("eval", "page", path.parent, path, (path,), {})

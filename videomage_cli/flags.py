@@ -6,7 +6,6 @@ with the plans of what it will make. The function, and torch with it, is importe
 from __future__ import annotations
 
 import inspect
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from typer.core import TyperCommand
 
 from stages import STAGES
 from stages.core.errors import OutOfResources, UsageError
@@ -28,14 +26,11 @@ from stages.options import OPTIONS, kind, resolve, show, span
 from . import console
 from .estimates import Setting, advice, sentence
 from .estimates import as_json as as_json_estimate
+from .words import SpreadCommand, words
 
 if TYPE_CHECKING:
     from stages.backbones.cost import Estimate
 
-# `--subjects a b`, `--subjects a --subjects b`, `--subjects a,b`; --devices goes on as long as devices follow
-_PLACE = r".*=[-\d.,\s]+|[\d.,\s]+"
-SPREAD = {"--subjects": ".*", "--actors": ".*", "--box": _PLACE, "--point": _PLACE,
-          "--devices": r"((cpu|cuda|mps)(:\d+)?,?)+"}
 TRAINS = ("invert", "learn-subject", "learn-motion", "fuse")
 BASE_FLAGS = ("low_memory", "compiled")          # how the base is run
 DTYPES = ("auto", "fp32", "amp", "bf16", "fp16")
@@ -54,13 +49,9 @@ Base = typing.Annotated[str, typer.Option(
     help="sprites (built in), zeroscope, modelscope, owner/name of the hub, or the folder of a diffusers model.")]
 Seed = typing.Annotated[int, typer.Option(help="All randomness comes from it.", min=0, max=2**31 - 1)]
 Json = typing.Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def words(values: list[str] | None) -> list[str]:
-    """["a,b", "c"] -> ["a", "b", "c"]."""
-    return [word for value in values or () for word in map(str.strip, value.split(",")) if word]
-
-
+Html = typing.Annotated[str | None, typer.Option(
+    "--html", metavar="[FILE.html]", show_default=False, help="Write one page to look at, that opens anywhere: inputs, "
+    "videos in step, curves, scores. Default: scores/index.html.")]
 Devices, NoDevices = (typing.Annotated[list[str] | None, typer.Option(
     "--devices", metavar="DEVICE...", callback=words, show_default=False, hidden=hidden,
     help="Train on several, as in: --devices cuda:0,cuda:1. They share a batch; the result is that of one device.")]
@@ -71,32 +62,6 @@ MotionName = typing.Annotated[str | None, typer.Argument(
     metavar="MOTION", help="Which motion. Default: the project's.", show_default=False)]
 
 
-def spread(args: list[str]) -> list[str]:
-    """`--subjects a b` -> `--subjects a --subjects b`, up to the next flag or `--`."""
-    done: list[str] = []
-    current, filled = None, False
-    for k, arg in enumerate(args):
-        if arg == "--":
-            return done + args[k:]
-        if arg.startswith("-"):
-            name = arg.split("=", 1)[0]
-            current, filled = (name, "=" in arg) if name in SPREAD else (None, False)
-        elif current and filled:
-            current = current if re.fullmatch(SPREAD[current], arg) else None
-            done += [current] if current else []
-        else:
-            filled = True
-        done.append(arg)
-    return done
-
-
-class SpreadCommand(TyperCommand):
-    """A command whose SPREAD options take several words after one flag."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args))
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of the stage's function: function(project, first, options, **keywords), and what it will make."""
@@ -105,6 +70,7 @@ class Call:
     plans: list[Plan]                  # for --dry-run
     keywords: Mapping[str, object] = field(default_factory=dict)
     show: Callable[[list[Artifact]], None] | None = None           # says more of what was made, on stderr
+    after: Callable[[], Artifact] | None = None                    # makes something of what is there then
 
 
 @dataclass
@@ -231,12 +197,13 @@ def _perform(run: Run, calls: list[Call], as_json: bool) -> None:
     for artifact in artifacts:
         if not artifact.made:
             console.say(f"{artifact.stage} '{artifact.name}' is fresh: nothing to do (--force runs it again)")
+    further = [call.after() for call in calls if call.after]
     if as_json:
-        return console.out_json([console.describe(artifact) for artifact in artifacts])
+        return console.out_json([console.describe(artifact) for artifact in (*artifacts, *further)])
     for call in calls:
         if call.show:
             call.show(artifacts)
-    for artifact in artifacts:
+    for artifact in (*artifacts, *further):
         console.out(str(artifact.path))
     return None
 

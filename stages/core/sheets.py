@@ -36,16 +36,22 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path | str, scal
 
 
 def overlay(frames_FHWC: np.ndarray, masks: Mapping[str, np.ndarray], short_side: int = 128) -> np.ndarray:
-    """Frames with each mask {name: bool (F, H, W)} outlined in its own ink over a faint tint, a legend beneath.
-    Small frames are enlarged by a whole number to at least `short_side` pixels -> uint8 (F, H', W', 3)."""
+    """`tinted` frames with a legend beneath -> uint8 (F, H', W', 3)."""
+    out = tinted(frames_FHWC, masks, short_side)
+    legend = _legend(list(masks), out.shape[2])
+    return np.concatenate([out, np.broadcast_to(legend, (len(out), *legend.shape))], 1)
+
+
+def tinted(frames_FHWC: np.ndarray, masks: Mapping[str, np.ndarray], short_side: int = 128) -> np.ndarray:
+    """Frames with each mask {name: bool (F, H, W)} outlined in its own ink over a faint tint. Small frames are enlarged
+    by a whole number to at least `short_side` pixels -> uint8 (F, H', W', 3)."""
     times = max(1, -(-short_side // min(frames_FHWC.shape[1:3])))
     out = enlarge(frames_FHWC, times).astype(np.float32)
     for ink, mask in zip(_inks(len(masks)), masks.values()):
         large = enlarge(np.asarray(mask, bool), times)
         out[large] = 0.8 * out[large] + 0.2 * np.float32(ink)
         out[outline(large)] = ink
-    legend = _legend(list(masks), out.shape[2])
-    return np.concatenate([out.astype(np.uint8), np.broadcast_to(legend, (len(out), *legend.shape))], 1)
+    return out.astype(np.uint8)
 
 
 def _inks(count: int) -> list[tuple[int, int, int]]:
