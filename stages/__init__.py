@@ -6,11 +6,12 @@ The library is `from stages.fuse import fuse` and its six siblings; they meet on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from .backbones import base_of, video
+from .controls import control_of
 from .core.captions import select
 from .core.errors import BadInput, MissingPrerequisite, VideomageError
 from .core.settings import check_name
@@ -20,6 +21,7 @@ from .prompts import motion_prompt
 
 __all__ = ["STAGES"]
 STAGES: dict[str, Stage] = {}
+CONTRACT = 1            # of evaluation: what a score file holds and how it is measured
 
 
 # -- segment: names are "motions/NAME" or "subjects/NAME"; a bare name is looked up in the project -------------------
@@ -224,14 +226,27 @@ def _sample_request(project: Workspace, name: str) -> dict:
     return dict(manifest["request"]) if manifest else {}
 
 
+def _score_request(project: Workspace, name: str) -> dict:
+    """That of the sample, and which contract it is judged by: scores of another one are stale."""
+    return {**_sample_request(project, name), "contract": CONTRACT}
+
+
 def _score_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    """The lossless frames of the sample and the photos of the subjects that it shows."""
-    frames = project.sample_folder(name) / "frames.png"
+    """The frames of the sample and of its control, the photos of all subjects, the actors of its motion and of others.
+    What the sample does not show is compared with where it is there."""
+    frames, own = project.sample_folder(name) / "frames.png", request.get("subjects") or ()
     inputs = {"frames": Input(frames, f"the frames of the sample '{name}'", STAGES["sample"], name)}
-    for subject in request.get("subjects") or ():
-        inputs[f"photos-{subject}"] = Input(project.photos(subject), f"photos of the subject '{subject}'",
-                                            STAGES["learn-subject"], subject)
-        inputs |= _photo_masks(project, subject, f"masks-{subject}")
+    theirs: dict[str, Input] = {}
+    for subject in dict.fromkeys([*own, *project.subjects()]):
+        photos = {f"photos-{subject}": Input(project.photos(subject), f"photos of the subject '{subject}'",
+                                             STAGES["learn-subject"], subject)}
+        (inputs if subject in own else theirs).update(photos | _photo_masks(project, subject, f"masks-{subject}"))
+    for motion in dict.fromkeys([*filter(None, [request.get("motion")]), *project.motions()]):
+        (inputs if motion == request.get("motion") else theirs).update({
+            f"{label}:{motion}": item for label, item in _invert_inputs(project, motion, options, {}).items()})
+    inputs |= {label: replace(item, stage=None) for label, item in theirs.items() if item.files()}
+    if control := control_of(project, name):
+        inputs["control"] = Input(project.sample_folder(control[0]) / "frames.png", f"the sample '{control[0]}'")
     for label in ("clip", "dino"):
         if getattr(options, label):
             folder = project.locate(getattr(options, label))
@@ -269,7 +284,7 @@ _add("sample", "sample", "Make the video: subjects and motion in one denoising, 
      needs=("learn-subject", "fuse", "invert", "learn-motion"),
      files=("video.mp4", "frames.png", "sheet.png", "log.json"), folder=lambda project, name: f"samples/{name}",
      names=Workspace.samples, inputs=_sample_inputs, request=_sample_request, command=lambda name: "videomage sample")
-_add("eval", "score", "Score the videos: CLIP-T, CLIP-I, DINO-I, T. Cons.", function="stages.evaluate:evaluate",
+_add("eval", "score", "Judge the videos: what succeeds, and the paper's scores.", function="stages.evaluate:evaluate",
      needs=("sample",), files=("{name}.json",), folder=lambda project, name: "scores", names=Workspace.samples,
-     inputs=_score_inputs, request=_sample_request, command=lambda name: f"videomage eval {name}", uses_base=False,
+     inputs=_score_inputs, request=_score_request, command=lambda name: f"videomage eval {name}", uses_base=False,
      manifest="{name}.manifest.json")

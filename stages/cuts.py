@@ -25,16 +25,20 @@ from .segmenters import Segmenter, Setup, models
 SEEN = 0.5      # a video counts if its subject is found in at least this share of its frames
 
 
+def setup_of(project: Workspace, threshold: float, device: str, instances: str = "one") -> Setup:
+    """A segmenter's setup outside of segment: as the project has it for that, but for what is said here."""
+    own = resolve("segment", project.settings)
+    return Setup(device, threshold, own.box_threshold, own.text_threshold, instances,
+                 models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
+
+
 class Finder:
     """The segmenter of fuse or sample: its name and threshold are theirs, everything else is what the project says of
     segment. What it drew is kept in the cache; its networks are loaded when something is to be drawn."""
 
     def __init__(self, project: Workspace, options: FuseOptions | SampleOptions, device: str, report: Report = silent
                  ) -> None:
-        own = resolve("segment", project.settings)
-        self._name, self._setup = options.segmenter, Setup(
-            device, options.threshold, own.box_threshold, own.text_threshold, "one",
-            models.placed(own.detector, project), models.placed(own.tracker, project), own.through)
+        self._name, self._setup = options.segmenter, setup_of(project, options.threshold, device)
         self._project, self._report = project, report
 
     @cached_property

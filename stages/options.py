@@ -190,10 +190,13 @@ class SampleOptions(Options):
 
 @dataclass(frozen=True)
 class EvalOptions(Options):
-    """eval: CLIP-T, CLIP-I, DINO-I, T. Cons. (METHOD 6)."""
+    """eval: the evaluation contract, and the paper's CLIP-T, CLIP-I, DINO-I, T. Cons. (METHOD 6)."""
 
     clip: Path | None = option(None, "", "folder of the CLIP model; default: the base's own", "§4", identity=False)
     dino: Path | None = option(None, "", "folder of the DINO model; default: the base's own", "§4", identity=False)
+    segmenter: str = option("grounded-sam2", f"{NETWORKS}|none", "what follows the subjects; none: paper's scores only",
+                            "ours")
+    threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to a subject", "ours")
 
 
 OPTIONS: dict[str, type[Options]] = {

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .core.framing import Box, box_of, fit_size, frame_box
+from .core.framing import Box, box_of, cut_out, fit_size, frame_box
 from .core.pictures import read_mask
 from .core.report import Report, silent
 from .core.video import read_images
 from .core.workspace import kept_names
 
 COPIES = "photos"       # folder beside masks/ with the photos that they were drawn on
-MARGIN = 0.1            # of a cut-out's longer side, left around the subject
-GREY = 127              # what a cut-out shows where the subject is not
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,7 @@ class Photo:
 
     def cut_out(self) -> np.ndarray:
         """The subject alone, on grey, in the square around it -> uint8 (S, S, 3); without a mask the picture."""
-        if self.around is None:
-            return self.picture
-        left, top, right, bottom = self.around
-        side = max(right - left, bottom - top)
-        reach = round(side * MARGIN)
-        side += 2 * reach
-        alone = np.where(self.mask[..., None], self.picture, np.uint8(GREY))[top:bottom, left:right]
-        out = np.full((side, side, 3), GREY, np.uint8)
-        y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
-        out[y:y + alone.shape[0], x:x + alone.shape[1]] = alone
-        return out
+        return self.picture if self.around is None else cut_out(self.picture, self.mask)
 
 
 def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report = silent) -> list[Photo]:

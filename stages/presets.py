@@ -65,6 +65,9 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "guidance_motion": (1.0, "more of it brings the colours of the clip's actors along"),
             "unconditional": ("base", "away from its own answer guidance wipes the subject's texture out"),
         },
+        "eval": {
+            "segmenter": ("clipseg", CLIPSEG),
+        },
     },
 }
 

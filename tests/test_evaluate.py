@@ -58,6 +58,11 @@ def cos(a, b):
     return sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
+def of(paper):
+    """A score file in which nothing was judged but the paper's protocol."""
+    return {"paper protocol": paper, "judged": {}, "subjects": [], "motion": None}
+
+
 def test_the_four_scores_against_loops(judges):
     clip, dino = Clip(judges / "clip"), Dino(judges / "dino")
     frames = rng.integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
@@ -91,7 +96,8 @@ def test_photos_that_were_segmented_are_compared_cut_out_as_well(judges):
         assert one[f"{column}, cut out"] == two[f"{column}, cut out"] and one[column] != two[column]
     alone = score(clip, dino, frames, "a toy", {"toy": [Photo(Photo(photo, mask).cut_out())]})
     assert one["CLIP-I, cut out"] == pytest.approx(alone["CLIP-I"])
-    assert summary({"a": one, "b": score(clip, dino, frames, "a", {})})["of"]["CLIP-I, cut out"] == 1
+    both = {"a": of(one), "b": of(score(clip, dino, frames, "a", {}))}
+    assert summary(both)["paper protocol"]["of"]["CLIP-I, cut out"] == 1
     assert "CLIP-I, cut out" not in score(clip, dino, frames, "a toy", {"toy": [Photo(photo, mask), Photo(photo)]})
 
 
@@ -102,19 +108,22 @@ def test_what_a_sample_cannot_have_is_null(judges):
 
 def test_means_go_over_the_videos_that_have_a_score():
     one = {"CLIP-T": 0.2, "CLIP-I": 0.4, "DINO-I": 0.6, "T. Cons.": 1.0}
-    whole = summary({"a": one, "b": {**one, "CLIP-T": 0.4, "CLIP-I": None}})
+    whole = summary({"a": of(one), "b": of({**one, "CLIP-T": 0.4, "CLIP-I": None})})["paper protocol"]
     assert whole["mean"] == pytest.approx({"CLIP-T": 0.3, "CLIP-I": 0.4, "DINO-I": 0.6, "T. Cons.": 1.0})
-    assert whole["of"] == {"CLIP-T": 2, "CLIP-I": 1, "DINO-I": 2, "T. Cons.": 2} and whole["videos"] == 2
-    assert summary({})["mean"]["CLIP-T"] is None
+    assert whole["of"] == {"CLIP-T": 2, "CLIP-I": 1, "DINO-I": 2, "T. Cons.": 2}
+    assert summary({})["paper protocol"]["mean"]["CLIP-T"] is None
 
 
 def test_eval_scores_every_sample_and_the_second_run_touches_no_file(project):
     artefacts = evaluate(project)
     found = [json.loads(artefact.path.read_text()) for artefact in artefacts]
     assert [one["prompt"] for one in found] == ["a teddy bear in snow", "a dog"]
-    assert found[0]["DINO-I"] is not None and found[1]["DINO-I"] is None
+    toy, dog = (one["paper protocol"] for one in found)
+    assert toy["DINO-I"] is not None and dog["DINO-I"] is None
+    assert found[0]["judged"].keys() == {"segmenter"} and found[1]["judged"] == {}
     whole = json.loads((project.root / "scores/summary.json").read_text())
-    assert whole["mean"]["CLIP-T"] == pytest.approx((found[0]["CLIP-T"] + found[1]["CLIP-T"]) / 2)
+    assert whole["paper protocol"]["mean"]["CLIP-T"] == pytest.approx((toy["CLIP-T"] + dog["CLIP-T"]) / 2)
+    assert whole["judged"]["segmenter"]["success"]["of"] == 1 and whole["videos"] == 2
     before = {path: path.stat().st_mtime_ns for path in project.root.rglob("*") if path.is_file()}
     assert not any(artefact.made for artefact in evaluate(Workspace(project.root)))
     assert {path: path.stat().st_mtime_ns for path in project.root.rglob("*") if path.is_file()} == before

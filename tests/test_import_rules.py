@@ -11,10 +11,11 @@ FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "videomage_cli").rglo
 STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample", "evaluate", "export"}
 SEAMS = {"backbones", "segmenters", "metrics"}
 # what any stage may use
-HOUSE = {"options", "presets", "prompts", "orders", "hints", "findings", "photos", "cuts", "auxiliary", "core"}
+HOUSE = {"options", "presets", "prompts", "orders", "hints", "findings", "photos", "cuts", "auxiliary", "controls",
+         "judging", "core"}
 TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", "stages.sweep", *(
     f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
-    f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "hints")), *(
+    f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "controls", "hints")), *(
     f"stages.sweep.{name}" for name in (
         "grid", "variants", "store", "schedule", "work", "run", "on_ray", "collect", "forecast")), *(
     f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (

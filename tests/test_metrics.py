@@ -12,7 +12,7 @@ from conftest import make_tokenizer
 
 from stages.core.errors import BadInput, NumericError, UsageError
 from stages.core.vision import CHUNK, Preparation
-from stages.metrics import clip, dino, features, motion, presence
+from stages.metrics import clip, dino, features, motion
 
 SIDE = 16
 TOWER = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -273,19 +273,49 @@ def walk(seed=0, count=8):
     return np.cumsum(np.random.default_rng(seed).normal(size=(count, 2)), 0) * 0.1 + 0.5
 
 
-def test_path_correlation():
-    a, b = walk(0), walk(1)
-    centred = [[p - mean(q[k] for q in path) for p in (row[k] for row in path)] for path in (a, b) for k in (0, 1)]
-    flat = [centred[0] + centred[1], centred[2] + centred[3]]
-    assert motion.path_correlation(a, b) == pytest.approx(cos(*flat), abs=1e-12)
-    assert motion.path_correlation(a, 0.5 * a + 0.2) == pytest.approx(1)
-    assert motion.path_correlation(a, -a) == pytest.approx(-1)
+def slow_shared(a, b):
+    """2 sum a.b / (sum |a|^2 + sum |b|^2), frame by frame; middles over the frames that both have."""
+    both = [n for n in range(len(a)) if math.isfinite(a[n][0]) and math.isfinite(b[n][0])]
+    if not both:
+        return 0.0
+    middles = [[mean(path[n][k] for n in both) for k in (0, 1)] for path in (a, b)]
+    inner = sum((a[n][k] - middles[0][k]) * (b[n][k] - middles[1][k]) for n in both for k in (0, 1))
+    sizes = [sum((path[n][k] - middle[k]) ** 2 for n in range(len(path)) if math.isfinite(path[n][0]) for k in (0, 1))
+             for path, middle in zip((a, b), middles)]
+    return 2 * inner / sum(sizes)
+
+
+def slow_fidelity(a, b):
+    """Over every shift by up to an eighth of the length."""
+    most, best = len(a) // 8, 0.0
+    for shift in range(-most, most + 1):
+        pairs = [(a[n], b[n - shift]) for n in range(len(a)) if 0 <= n - shift < len(b)]
+        best = max(best, slow_shared([p for p, _ in pairs], [q for _, q in pairs]))
+    return best
+
+
+@pytest.mark.parametrize("gone", [(), (2,), (0, 5), (1, 2, 3)])
+def test_fidelity_against_loops(gone):
+    for seed in range(6):
+        a, b = walk(seed, 17), walk(seed, 17) + 0.5 * walk(seed + 50, 17)
+        a[list(gone)] = np.nan
+        assert motion.fidelity(a, b) == pytest.approx(slow_fidelity(a.tolist(), b.tolist()), abs=1e-12)
+        assert motion.fidelity(a, b) == pytest.approx(motion.fidelity(b, a), abs=1e-12)
+
+
+def test_fidelity_counts_how_far_and_not_where():
+    a = walk(0)
+    assert motion.fidelity(a, a + 0.2) == pytest.approx(1)
+    assert motion.fidelity(a, 0.5 * a) == pytest.approx(0.8)
+    assert motion.fidelity(a, 1 - a) == 0, "the other way round is no better than standing still"
+    late = np.stack([np.sin(np.arange(-1, 16) / 2), np.cos(np.arange(-1, 16) / 2)], 1)
+    assert motion.fidelity(late[:-1], late[1:]) == pytest.approx(1), "a frame too late"
 
 
 def test_standing_still():
     still = np.full((6, 2), 0.4) + np.random.default_rng(0).uniform(-0.004, 0.004, (6, 2))     # a segmenter's tremble
-    assert motion.path_correlation(still, np.full((6, 2), 0.7)) == 1
-    assert motion.path_correlation(still, walk(0, 6)) == motion.path_correlation(walk(0, 6), still) == 0
+    assert motion.fidelity(still, np.full((6, 2), 0.7)) == 1
+    assert motion.fidelity(still, walk(0, 6)) == motion.fidelity(walk(0, 6), still) == 0
 
 
 def test_missing_frames_lower_the_score():
@@ -294,29 +324,54 @@ def test_missing_frames_lower_the_score():
     for gone in range(0, 9):
         seen = path.copy()
         seen[8 - gone:] = np.nan
-        scores.append(motion.path_correlation(seen, path))
+        scores.append(motion.fidelity(seen, path))
     assert scores[0] == pytest.approx(1) and scores[8] == 0
-    assert all(later < earlier for earlier, later in zip(scores, scores[1:7]))
+    assert all(later < earlier for earlier, later in zip(scores[1:], scores[2:7]))
     half = np.full((6, 2), 0.5)
     half[:3] = np.nan
-    assert motion.path_correlation(half, np.full((6, 2), 0.2)) == 0.5
+    assert motion.fidelity(half, np.full((6, 2), 0.2)) == 0.5
     with pytest.raises(BadInput, match="cannot be compared"):
-        motion.path_correlation(path, path[:5])
+        motion.fidelity(path, path[:5])
     with pytest.raises(BadInput, match=r"\(F, H, W\)"):
         motion.track(np.ones((4, 4)))
 
 
-# -- presence ---------------------------------------------------------------------------------------------------------
-def test_presence():
-    masks = {name: np.zeros((4, 10, 10), bool) for name in ("toy", "dog")}
-    masks["toy"][:3, :5] = True
-    masks["dog"][1:, 0, 0] = True                      # one pixel of a hundred
-    seen = presence.presence(masks, least=0.01)
-    assert seen.each == {"toy": 0.75, "dog": 0.75} and seen.together == 0.5
-    assert seen.frames["dog"].tolist() == [False, True, True, True]
-    assert presence.presence(masks, least=0.011).each["dog"] == 0
-    assert presence.presence(masks, least=0).each["dog"] == 0.75, "an empty mask shows nothing"
-    with pytest.raises(BadInput, match="for every subject"):
-        presence.presence({})
-    with pytest.raises(BadInput, match="for every subject"):
-        presence.presence({"toy": masks["toy"], "dog": masks["dog"][:3]})
+def test_a_path_at_other_moments():
+    path = walk(0, 9)
+    assert np.allclose(motion.resampled(path, 5), path[::2]) and np.allclose(motion.resampled(path, 9), path)
+    assert np.allclose(motion.resampled(path, 17)[1], (path[0] + path[1]) / 2)
+    path[4] = np.nan
+    assert np.isnan(motion.resampled(path, 17)[[7, 8, 9], 0]).all() and np.isfinite(motion.resampled(path, 17)[6, 0])
+
+
+# -- roles ------------------------------------------------------------------------------------------------------------
+def test_binding_finds_who_plays_whom():
+    roles = {"rider": walk(0), "horse": walk(1), "dog": walk(2)}
+    own = {"toy": "rider", "pet": "horse", "gem": "dog"}
+    paths = {"toy": walk(0), "pet": walk(1), "gem": walk(2)}
+    found = motion.binding(paths, roles, own)
+    assert found.assigned == own and all(found.right.values()) and found.corrected == 1
+    swapped = motion.binding({**paths, "toy": walk(1), "pet": walk(0)}, roles, own)
+    assert swapped.assigned == {"toy": "horse", "pet": "rider", "gem": "dog"}
+    assert swapped.right == {"toy": False, "pet": False, "gem": True} and swapped.corrected == pytest.approx(0)
+    gone = motion.binding({**paths, "gem": np.full((8, 2), np.nan)}, roles, own)
+    assert gone.right == {"toy": True, "pet": True, "gem": False}, "who is missing plays no role"
+
+
+def test_who_pushes_is_known_by_where_it_is():
+    """Both go the same way: their paths from their own middles are the same."""
+    way = np.stack([np.linspace(0.3, 0.5, 8), np.full(8, 0.5)], 1)
+    roles = {"behind": way, "ahead": way + (0.3, 0)}
+    own = {"toy": "behind", "pet": "ahead"}
+    shifted = {name: roles[role] + (0.05, 0.1) for name, role in own.items()}
+    assert all(motion.binding(shifted, roles, own).right.values())
+    assert not any(motion.binding({"toy": shifted["pet"], "pet": shifted["toy"]}, roles, own).right.values())
+    alike = motion.binding({"toy": way, "pet": way}, {"behind": way, "ahead": way}, own)
+    assert not any(alike.right.values()), "a tie tells nothing"
+
+
+def test_a_subject_alone_may_take_the_wrong_role():
+    roles = {"rider": walk(0), "horse": walk(1)}
+    assert motion.binding({"toy": walk(1)}, roles, {"toy": "horse"}).right["toy"]
+    wrong = motion.binding({"toy": walk(0)}, roles, {"toy": "horse"})
+    assert not wrong.right["toy"] and wrong.corrected == -1

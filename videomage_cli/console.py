@@ -164,15 +164,23 @@ def describe(artifact: object) -> Mapping[str, object]:
 
 
 def scores(artifacts: Sequence) -> None:
-    """The table of eval, a row per video and their mean, on stderr (the figures themselves are in the JSON files). A
-    score that a video cannot have is shown as "-" and is in no mean."""
-    rows = [json.loads(artifact.path.read_text(encoding="utf-8")) for artifact in artifacts]
-    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("sample", "prompt")]
+    """Two tables of eval on stderr, a row per video and their mean: the contract's, and the paper's protocol (the
+    figures themselves are in the JSON files). A score that a video cannot have is shown as "-" and is in no mean."""
+    from stages.evaluate import HEADLINE, PAPER, headline
 
+    rows = [json.loads(artifact.path.read_text(encoding="utf-8")) for artifact in artifacts]
+    for judge in dict.fromkeys(judge for row in rows for judge in row["judged"]):
+        _score_table(f"judged by the {judge}'s tracks", HEADLINE,
+                     {row["sample"]: headline(row, judge) for row in rows if judge in row["judged"]})
+    _score_table(PAPER, list(dict.fromkeys(name for row in rows for name in row[PAPER])),
+                 {row["sample"]: row[PAPER] for row in rows})
+
+
+def _score_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping]) -> None:
     def shown(values: Sequence[object]) -> list[str]:
         return ["-" if value is None else f"{value:.3f}" for value in values]
 
-    there = {name: [row[name] for row in rows if row.get(name) is not None] for name in columns}
+    there = {name: [row[name] for row in rows.values() if row.get(name) is not None] for name in columns}
     mean = [sum(found) / len(found) if found else None for found in there.values()]
-    table("scores", ("video", *columns), [*((row["sample"], *shown([row.get(c) for c in columns])) for row in rows),
-                                          (f"mean of {len(rows)}", *shown(mean))], data=False)
+    table(title, ("video", *columns), [*((name, *shown([row.get(c) for c in columns])) for name, row in rows.items()),
+                                       (f"mean of {len(rows)}", *shown(mean))], data=False)

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 FITS = ("cover", "contain")
+MARGIN = 0.1            # of a cut-out's longer side, left around what is cut out
+GREY = 127              # what a cut-out shows elsewhere
 Box = tuple[float, float, float, float]                    # left, top, right, bottom in pixels
 
 
@@ -34,6 +36,19 @@ def box_of(mask_HW: np.ndarray) -> Box | None:
     """The smallest box around a mask, bool (H, W); None where it is empty."""
     rows, columns = (np.flatnonzero(mask_HW.any(axis)) for axis in (1, 0))
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
+
+
+def cut_out(picture_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """What the mask marks, alone, on grey, in the square around it -> uint8 (S, S, 3). The mask is not empty."""
+    left, top, right, bottom = box_of(mask_HW)
+    side = max(right - left, bottom - top)
+    reach = round(side * MARGIN)
+    side += 2 * reach
+    alone = np.where(mask_HW[..., None], picture_HW3, np.uint8(GREY))[top:bottom, left:right]
+    out = np.full((side, side, 3), GREY, np.uint8)
+    y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
+    out[y:y + alone.shape[0], x:x + alone.shape[1]] = alone
+    return out
 
 
 def fit_size(frames_FHWC: np.ndarray, size: tuple[int, int], fit: str = "cover", around: Box | None = None
