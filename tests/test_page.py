@@ -53,7 +53,7 @@ def score(name: str, **other) -> dict:
     return {"sample": name, "prompt": "a toy", "subjects": ["toy", "dog"], "motion": "riding",
             "roles": {"toy": ACTOR, "dog": "horse"},
             "paper protocol": {"CLIP-T": 0.25, "CLIP-I": None, "DINO-I": float("nan"), "T. Cons.": 0.9},
-            "cost": {"seconds": 12.5, "forwards": 400, "peak memory": 1.5e9},
+            "cost": {"seconds": 12.5, "forwards": 400, "peak memory": 1.5e9}, "magnitude": {"pixels": 0.125},
             "judged": {"oracle": judgement(success=False, reasons=["<i>dog</i> lost"]), "segmenter": judgement()},
             **other}
 
@@ -164,8 +164,8 @@ def test_every_sample_has_its_section_and_its_row(page):
     names = ["0001-one", "0002-two", "0003-three", "0004-four", "0005-five", "crashed"]
     assert len(page.all("section", **{"class": "sample"})) == len(names)
     said = {name: section(page, name) for name in names}
-    assert "success" in said["0001-one"] and "not judged" in said["0002-two"]
-    assert "it has not been scored" in said["0003-three"] and "not judged" in said["0003-three"]
+    assert "success" in said["0001-one"] and "not decided" in said["0002-two"]
+    assert "not decided: it has not been scored" in said["0003-three"]
     assert "no video that can be read" in said["0004-four"] and "never finished" in said["0005-five"]
     assert "beta 0.0" in said["0005-five"] and "no success: out of memory" in said["crashed"]
     for table in page.all("table", **{"class": "overview"}):
@@ -177,17 +177,24 @@ def test_nothing_drops_out_of_the_headline(page):
     heads = [one[2] for one in page.all("p", **{"class": "headline"})]
     assert heads == ["1 of 6 succeed by the segmenter's tracks", "0 of 6 succeed by the oracle's tracks"]
     abouts = [one[2] for one in page.all("p", **{"class": "about"})]
-    assert abouts[:3] == ["3 do not, 2 were not judged", "4 do not, 2 were not judged",
+    assert abouts[:3] == ["3 do not, 2 are not decided", "4 do not, 2 are not decided",
                           "3 without a video, 3 without a score"]
+
+
+def test_the_rate_of_the_summary_stands_beside_it_where_all_is_shown(project):
+    found = {"rate": 0.5, "low": 0.25, "high": 0.75, "of": 4, "unknown": 1}
+    (project.root / "scores/summary.json").write_text(json.dumps({"judged": {"segmenter": {"success": found}}}))
+    whole, part = (write_page(project, names).read_text(encoding="utf-8") for names in (None, ["0001-one"]))
+    assert "scores/summary.json: 50% (25% to 75%) of 4" in whole and "summary.json" not in part
 
 
 def test_what_was_not_measured_says_so(page):
     """Also what is no number; and what rounds to nothing has no sign."""
     said = section(page, "0001-one")
-    assert "CLIP-T 0.250, CLIP-I not measured, DINO-I not measured" in said and "-0.000" not in said
-    assert "no control" in said and "horse ✗ wrong" in said
+    assert "CLIP-T 0.250, CLIP-I not measured, DINO-I not measured, T. Cons. 0.900, change 0.125" in said
+    assert "-0.000" not in said and "no control" in said and "horse ✗ wrong" in said
     feet = [one[2] for one in page.all("tfoot")]
-    assert feet == ["mean of those that have it0.250of 2not measuredof 0not measuredof 00.900of 2"]
+    assert feet == ["mean of those that have it0.250of 2not measuredof 0not measuredof 00.900of 20.125of 2"]
 
 
 def decoded(attributes: dict) -> np.ndarray:

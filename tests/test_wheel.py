@@ -48,6 +48,7 @@ def test_it_holds_exactly_the_two_packages(wheel):
     assert {name.split("/")[0] for name in found} == {"stages", "videomage_cli"}
     sources = {name for name in tracked() if name.startswith(("stages/", "videomage_cli/")) and name.endswith(".py")}
     assert {name for name in found if name.endswith(".py")} == sources
+    assert {"stages/page/page.css", "stages/page/page.js"} <= found
     with zipfile.ZipFile(wheel) as archive:
         inside = archive.namelist()
     assert any(name.endswith("licenses/LICENSE") for name in inside)

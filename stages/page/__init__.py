@@ -17,9 +17,10 @@ from pathlib import Path
 from ..core.errors import UsageError
 from ..core.workspace import Workspace
 from .curves import curves, tracks
-from .gather import Clip, Subject, Video, mapping, names_of, rate, read_motion, read_subject, read_video
+from .gather import Clip, Subject, Video, mapping, names_of, rate, read_motion, read_rates, read_subject, read_video
 from .pictures import Sheet
 from .tables import (
+    CHANGE,
     COSTS,
     contract_columns,
     figure,
@@ -45,7 +46,8 @@ def write_page(project: Workspace, samples: Sequence[str] | None = None, path: P
         raise UsageError(f"{path} is a folder", f"name a file in it: --html {path / FILE}")
     videos = [read_video(project, name) for name in names_of(project, samples)]
     text = render(project.root.resolve().name, videos, [read_subject(project, name) for name in project.subjects()],
-                  [read_motion(project, name) for name in project.motions()], rate(project))
+                  [read_motion(project, name) for name in project.motions()], rate(project),
+                  {} if samples else read_rates(project))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -53,7 +55,8 @@ def write_page(project: Workspace, samples: Sequence[str] | None = None, path: P
     return path
 
 
-def render(title: str, videos: Sequence[Video], subjects: Sequence[Subject], clips: Sequence[Clip], fps: float) -> str:
+def render(title: str, videos: Sequence[Video], subjects: Sequence[Subject], clips: Sequence[Clip], fps: float,
+           rates: Mapping[str, Mapping]) -> str:
     """The page's text, the same for the same arguments."""
     style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -69,7 +72,8 @@ script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'">
 <style>
 {style}</style></head>
 <body><a class="skip" href="#videos">to the videos</a>
-<header><h1>{escape(title)}: scores of {_plural(len(videos), "video")}</h1>{_headline(videos, list(judges))}</header>
+<header><h1>{escape(title)}: scores of {_plural(len(videos), "video")}</h1>
+{_headline(videos, list(judges), rates)}</header>
 <main>{_summary(videos, places)}
 <section aria-labelledby="inputs"><h2 id="inputs">Inputs</h2>{"".join(map(_subject, subjects))}
 {"".join(_clip(clip, n) for n, clip in enumerate(clips))}</section>
@@ -87,14 +91,16 @@ def _plural(count: int, word: str) -> str:
 
 
 # -- over all ---------------------------------------------------------------------------------------------------------
-def _headline(videos: Sequence[Video], judges: Sequence[str]) -> str:
+def _headline(videos: Sequence[Video], judges: Sequence[str], rates: Mapping[str, Mapping]) -> str:
     """Of all that was attempted, what succeeded: nothing drops out of the count."""
     lines = []
     for judge in judges or ("",):
         said = [video.success(judge or None) for video in videos]
         by = f" by the {escape(judge)}'s tracks" if judge else ""
+        among = "; scores/summary.json: {rate:.0%} ({low:.0%} to {high:.0%}) of {of}".format(**rates[judge]) \
+            if judge in rates else ""
         lines.append(f'<p class="headline">{said.count(True)} of {len(said)} succeed{by}</p><p class="about">'
-                     f"{said.count(False)} do not, {said.count(None)} were not judged</p>")
+                     f"{said.count(False)} do not, {said.count(None)} are not decided{among}</p>")
     gone = sum(video.sheet is None for video in videos)
     bare = sum(video.score is None for video in videos)
     facts = [f"{gone} without a video" if gone else "", f"{bare} without a score" if bare else ""]
@@ -218,13 +224,14 @@ def _video(video: Video, place: str) -> str:
         out.append(f"<h5>by the {escape(judge)}'s tracks</h5>{inner}" if n == 0 else
                    f"<details><summary>by the {escape(judge)}'s tracks: {_said(video.success(judge))}</summary>{inner}"
                    "</details>")
-    out.append(_figures("paper protocol", mapping((video.score or {}).get("paper protocol"))))
+    paper = mapping((video.score or {}).get("paper protocol"))
+    out.append(_figures("paper protocol", {**paper, CHANGE[0]: CHANGE[2](video)} if paper else {}))
     out.append(_figures("cost", {name: look(video) for name, _, look in COSTS}))
     return "".join(out) + "</section>"
 
 
 def _said(success: bool | None) -> str:
-    return {True: "success", False: "no success"}.get(success, "not judged")
+    return {True: "success", False: "no success"}.get(success, "not decided")
 
 
 def _outcome(video: Video) -> str:

@@ -19,6 +19,7 @@ from ..photos import Photo, read_photos
 from .pictures import Picture, Sheet, drawn, fitting, picture, sheet
 
 SCORES, SUMMARY, MANIFEST = "scores", "summary.json", ".manifest.json"
+RATE = ("rate", "low", "high", "of")
 ORDER = ("prompt", "subjects", "motion")                # of a sample's settings: what was asked, not how it was made
 FPS = 8.0                                               # where the base does not say
 
@@ -122,6 +123,13 @@ def read_video(project: Workspace, name: str) -> Video:
         order = _ordered(project).get(name, {})
         asked, seed, changed = mapping(order.get("request")), order.get("seed"), mapping(order.get("options"))
     return Video(name, asked, seed, changed, seen, missing, score, unscored)
+
+
+def read_rates(project: Workspace) -> dict[str, Mapping]:
+    """{judge: {"rate", "low", "high", "of", "unknown"}} of scores/summary.json; {} where it has none."""
+    found, _ = _score(project.root / SCORES / SUMMARY)
+    rates = {who: mapping(mapping(own).get("success")) for who, own in mapping((found or {}).get("judged")).items()}
+    return {who: own for who, own in rates.items() if all(isinstance(own.get(key), (int, float)) for key in RATE)}
 
 
 def _ordered(project: Workspace) -> dict[str, Mapping]:

@@ -6,16 +6,21 @@
   const speed = document.getElementById("speed"), said = document.getElementById("frame");
   const masks = document.getElementById("masks"), judge = document.getElementById("judge");
   const count = Number(slider.max) + 1, fps = Number(slider.dataset.fps);
-  const players = all("canvas").map(canvas => ({ canvas, near: true }));
-  const dots = all("[data-path]").map(dot => ({ dot, path: JSON.parse(dot.dataset.path) }));
-  const cursors = all(".now");
+  const watches = "IntersectionObserver" in window;
+  // Only what is near the window is drawn: a page may hold hundreds of videos.
+  const parts = all(".card, .inks figure").map(card => ({
+    card, near: !watches, canvases: all("canvas", card), cursors: all(".now", card),
+    dots: all("[data-path]", card).map(dot => ({ dot, path: JSON.parse(dot.dataset.path) })),
+  }));
   let frame = 0, timer = 0;
 
-  function draw({ canvas, near }) {
-    if (!near) return;
+  function paint(canvas) {
     const { sheet, masked } = canvas.dataset;
     const image = document.getElementById(masked && masks.checked ? masked : sheet);
-    if (!image.complete || !image.naturalWidth) return;
+    if (!image.complete || !image.naturalWidth) {
+      image.addEventListener("load", () => paint(canvas), { once: true });
+      return;
+    }
     const { frames, columns, width, height } = image.dataset;
     const k = Math.min(frame, frames - 1), pen = canvas.getContext("2d");
     pen.imageSmoothingEnabled = false;
@@ -24,10 +29,9 @@
     canvas.classList.toggle("ended", frame >= frames);
   }
 
-  function show() {
-    slider.value = frame;
-    said.textContent = `frame ${frame + 1} of ${count}`;
-    players.forEach(draw);
+  function draw({ near, canvases, dots, cursors }) {
+    if (!near) return;
+    canvases.forEach(paint);
     for (const { dot, path } of dots) {
       const place = frame < path.length ? path[frame] : null;
       dot.style.visibility = place ? "inherit" : "hidden";
@@ -39,6 +43,12 @@
       line.setAttribute("x1", x);
       line.setAttribute("x2", x);
     }
+  }
+
+  function show() {
+    slider.value = frame;
+    said.textContent = `frame ${frame + 1} of ${count}`;
+    parts.forEach(draw);
   }
 
   function go(to) {
@@ -99,19 +109,17 @@
     table.tBodies[0].append(...rows);
   });
 
-  // Only what is near the window is drawn: a page may hold hundreds of videos.
-  if ("IntersectionObserver" in window) {
-    const of = new Map(players.map(player => [player.canvas, player]));
+  if (watches) {
+    const of = new Map(parts.map(part => [part.card, part]));
     const watch = new IntersectionObserver(seen => {
       for (const { target, isIntersecting } of seen) {
-        const player = of.get(target);
-        player.near = isIntersecting;
-        draw(player);
+        const part = of.get(target);
+        part.near = isIntersecting;
+        draw(part);
       }
     }, { rootMargin: "50%" });
-    for (const { canvas } of players) watch.observe(canvas);
+    for (const { card } of parts) watch.observe(card);
   }
-  for (const image of all(".sheet")) image.addEventListener("load", show);
   addEventListener("beforeprint", () => { for (const more of all("details")) more.open = true; });
   root.classList.add("js");
   choose();

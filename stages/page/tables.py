@@ -56,7 +56,8 @@ def judgement_table(judgement: Mapping, names: Sequence[str]) -> str:
         return f'{figure(part(kind, "min"))}<small>geometric mean {figure(part(kind, "geomean"), 2)}</small>'
 
     margins = [value for name in names if (value := number(part("margins", name))) is not None]
-    why = part("leak", "why") or part("why")
+    control = part("leak", "control")
+    why = f"beside {control}" if control else part("why")
     rows = [
         row("in sight", "share of the frames", lambda name: _share(part("presence", name)),
             f"together {figure(part('together'))}"),
@@ -122,7 +123,7 @@ def matrices(video: Video, judgement: Mapping, names: Sequence[str]) -> str:
     confusion, binding = mapping(judgement.get("confusion")), mapping(judgement.get("binding"))
     rows, columns = ([str(name) for name in confusion.get(side) or ()] for side in ("rows", "columns"))
     roles = {str(name): str(actor) for name, actor in mapping((video.score or {}).get("roles")).items()}
-    actors = [roles[name] for name in names if name in roles]
+    actors = [str(actor) for actor in binding.get("roles") or (roles[name] for name in names if name in roles)]
     return (matrix("each track against the photos of all subjects", confusion.get("matrix"), rows, columns,
                    {name: name for name in rows})
             + matrix("each track against the path of each role", binding.get("matrix"), names, actors, roles))
@@ -159,6 +160,8 @@ def _cost(name: str, per: float) -> Callable[[Video], object]:
     return look
 
 
+CHANGE: Column = ("change", "of the pixels from frame to frame, 0 to 1: T. Cons. calls a frozen video consistent",
+                  lambda video: mapping((video.score or {}).get("magnitude")).get("pixels"))
 COSTS: tuple[Column, ...] = (("seconds", "to make it", _cost("seconds", 1)),
                              ("forwards", "rows through the denoiser", _cost("forwards", 1)),
                              ("GB", "peak memory", _cost("peak memory", 1e9)))
@@ -183,7 +186,7 @@ def paper_columns(videos: Sequence[Video]) -> list[Column]:
         return mapping((video.score or {}).get("paper protocol"))
 
     names = dict.fromkeys([*PAPER, *chain.from_iterable(map(found, videos))])
-    return [(name, "as in the paper", lambda video, name=name: found(video).get(name)) for name in names]
+    return [*((name, "as in the paper", lambda video, name=name: found(video).get(name)) for name in names), CHANGE]
 
 
 def overview(caption: str, videos: Sequence[Video], places: Mapping[str, str], columns: Sequence[Column], *,
