@@ -177,7 +177,7 @@ def test_nothing_drops_out_of_the_headline(page):
     heads = [one[2] for one in page.all("p", **{"class": "headline"})]
     assert heads == ["1 of 6 succeed by the segmenter's tracks", "0 of 6 succeed by the oracle's tracks"]
     abouts = [one[2] for one in page.all("p", **{"class": "about"})]
-    assert abouts[:3] == ["3 do not, 2 are not decided", "4 do not, 2 are not decided",
+    assert abouts[:3] == ["3 do not, 2 not decided", "4 do not, 2 not decided",
                           "3 without a video, 3 without a score"]
 
 
@@ -192,7 +192,7 @@ def test_what_was_not_measured_says_so(page):
     """Also what is no number; and what rounds to nothing has no sign."""
     said = section(page, "0001-one")
     assert "CLIP-T 0.250, CLIP-I not measured, DINO-I not measured, T. Cons. 0.900, change 0.125" in said
-    assert "-0.000" not in said and "no control" in said and "horse ✗ wrong" in said
+    assert "-0.000" not in said and "leak: no control" in said and "horse ✗ wrong" in said
     feet = [one[2] for one in page.all("tfoot")]
     assert feet == ["mean of those that have it0.250of 2not measuredof 0not measuredof 00.900of 20.125of 2"]
 

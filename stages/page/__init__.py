@@ -100,7 +100,7 @@ def _headline(videos: Sequence[Video], judges: Sequence[str], rates: Mapping[str
         among = "; scores/summary.json: {rate:.0%} ({low:.0%} to {high:.0%}) of {of}".format(**rates[judge]) \
             if judge in rates else ""
         lines.append(f'<p class="headline">{said.count(True)} of {len(said)} succeed{by}</p><p class="about">'
-                     f"{said.count(False)} do not, {said.count(None)} are not decided{among}</p>")
+                     f"{said.count(False)} do not, {said.count(None)} not decided{among}</p>")
     gone = sum(video.sheet is None for video in videos)
     bare = sum(video.score is None for video in videos)
     facts = [f"{gone} without a video" if gone else "", f"{bare} without a score" if bare else ""]

@@ -56,8 +56,9 @@ def judgement_table(judgement: Mapping, names: Sequence[str]) -> str:
         return f'{figure(part(kind, "min"))}<small>geometric mean {figure(part(kind, "geomean"), 2)}</small>'
 
     margins = [value for name in names if (value := number(part("margins", name))) is not None]
-    control = part("leak", "control")
-    why = f"beside {control}" if control else part("why")
+    control, differs = part("leak", "control"), part("leak", "differs")
+    differs = f", which differs in {', '.join(map(str, differs))}" if isinstance(differs, list) and differs else ""
+    why = f"without the motion LoRA: {control}{differs}" if control else part("why")
     rows = [
         row("in sight", "share of the frames", lambda name: _share(part("presence", name)),
             f"together {figure(part('together'))}"),
@@ -71,12 +72,13 @@ def judgement_table(judgement: Mapping, names: Sequence[str]) -> str:
             f"beyond chance {figure(part('binding', 'chance corrected'))}"),
         row("leak", "looks of the clip's actors, with the motion LoRA and without",
             lambda name: _leak(mapping(part("leak", "each", name))),
-            f"most {figure(part('leak', 'max'))}" + (f"<small>{escape(str(why))}</small>" if why else "")),
+            f"most {figure(part('leak', 'max'))}"),
         row("magnitude", "rms distance from the middle of its path, in frame widths",
             lambda name: figure(part("magnitude", name)), "")]
     heads = "".join(f'<th scope="col">{legend([name], among=names)}</th>' for name in names)
+    note = f"<p><small>leak: {escape(str(why))}</small></p>" if why else ""
     return (f'<div class="scroll"><table><thead><tr><td></td>{heads}<th scope="col">the video</th></tr></thead>'
-            f'<tbody>{"".join(rows)}</tbody></table></div>')
+            f'<tbody>{"".join(rows)}</tbody></table></div>{note}')
 
 
 def _between(entry: Mapping) -> str:
