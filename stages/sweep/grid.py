@@ -12,9 +12,11 @@
       as published: {preset: paper}
     sweeps:
       learn-subject.lambda1: {values: [0.1, 1], only: {casts: [toy+pet]}}       a row for each value
+    control: true                                 beside each video the same without the motion LoRA; false: none
 
 A cell is (row, cast, motion, prompt, seed): one video and its score. {motion} is the motion's own prompt with the cast
-in its brackets; <1> is the first of the cast. roles: exchanged turns the cast round by one in the prompt.
+in its brackets; <1> is the first of the cast. roles: exchanged turns the cast round by one in the prompt. Without its
+control it cannot be told what of the clip's looks the motion LoRA brought along, and so whether a video is a success.
 """
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ from ..core.workspace import Workspace
 from ..options import OPTIONS, Options, resolve
 from ..prompts import motion_prompt, placeholder, placeholders
 
-KEYS = ("name", "casts", "motions", "prompts", "seeds", "options", "rows", "sweeps")
+KEYS = ("name", "casts", "motions", "prompts", "seeds", "control", "options", "rows", "sweeps")
 ONLY_KEYS = ("casts", "motions", "prompts", "seeds")
 STAGE_KEYS = tuple(stage for stage in OPTIONS if stage != "eval")
 ROW_KEYS = ("roles", "preset", "only", *STAGE_KEYS)
@@ -68,7 +70,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The whole file. motions: {name: {size of a cast: motion of the project}}, 0 for any size."""
+    """The whole file. motions: {name: {size of a cast: motion of the project}}, 0 for any. effective: {row: {stage:
+    its options}}, paths absolute; common: the same of a row that says nothing."""
 
     name: str
     casts: tuple[Cast, ...]
@@ -76,7 +79,9 @@ class Grid:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    effective: Mapping[str, Mapping[str, Options]]           # {row: {stage: its options}}
+    control: bool
+    common: Mapping[str, Options]
+    effective: Mapping[str, Mapping[str, Options]]
     cells: tuple[Cell, ...]
 
 
@@ -119,8 +124,12 @@ def parse(project: Workspace, data: object, name: str) -> Grid:
     known = {"casts": casts, "motions": tuple(motions), "prompts": prompts, "seeds": tuple(seeds)}
     rows = _rows(top, known)
     common = _options(top.get("options"), "options", tuple(OPTIONS))
-    effective = {row.name: _effective(settings, common, row) for row in rows}
-    grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, effective, ())
+    control = top.get("control", True)
+    if not isinstance(control, bool):
+        raise BadInput(f"control is {control!r}", "it should be true or false")
+    effective = {row.name: _effective(project, common, row) for row in rows}
+    grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, control,
+                _effective(project, common, Row("common")), effective, ())
     return replace(grid, cells=tuple(cell for row in rows for cell in _cells(project, grid, row)))
 
 
@@ -235,19 +244,25 @@ def _only(value: object, where: str, known: Mapping[str, tuple]) -> dict[str, tu
     return found
 
 
-def _effective(settings: Settings, common: Given, row: Row) -> dict[str, Options]:
+def _effective(project: Workspace, common: Given, row: Row) -> dict[str, Options]:
     """The options of every stage for a row: the row's > the grid's > project.yaml's > the preset's > the paper's."""
-    merged = {}
+    settings, merged = project.settings, {}
     for stage in OPTIONS:
         own = {str(key).replace("-", "_"): value for key, value in settings.options.get(stage, {}).items()}
         resolve(stage, settings)                              # project.yaml's own mistakes are told as its own
         merged[stage] = {**own, **common.get(stage, {}), **row.options.get(stage, {})}
     whole = replace(settings, options=merged, preset=row.preset or settings.preset)
     try:
-        return {stage: resolve(stage, whole) for stage in OPTIONS}
+        return {stage: placed(project, resolve(stage, whole)) for stage in OPTIONS}
     except VideomageError as error:
         what = error.what.removeprefix(f"{FILE}: options.")
         raise BadInput(f"row '{row.name}': {what}", error.remedy) from None
+
+
+def placed(project: Workspace, options: Options) -> Options:
+    """With the paths among them absolute: they are the project's, wherever the row's videos lie."""
+    paths = {name: project.locate(value).absolute() for name, value in vars(options).items() if isinstance(value, Path)}
+    return replace(options, **paths)
 
 
 # -- expansion -------------------------------------------------------------------------------------------------------

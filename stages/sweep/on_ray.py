@@ -19,7 +19,7 @@ from ..core.errors import Interrupted
 from ..core.report import Report, ask_to_stop, asked_to_stop
 from .run import Crew, finish
 from .schedule import Failure, Job, Schedule
-from .work import How, work
+from .work import Hand, How
 
 POLL_SECONDS = 0.5
 STORE_BYTES = 100_000_000          # Ray's shared memory, about the least that it takes: little goes through it
@@ -28,16 +28,17 @@ STORE_BYTES = 100_000_000          # Ray's shared memory, about the least that i
 class Worker:
     """What an actor is: two threads, one that works and one that answers in the meantime."""
 
-    def __init__(self) -> None:
-        self._facts: dict[str, dict] = {}
+    def __init__(self, how: How) -> None:
+        self._hand, self._facts = Hand(how), {}
         self._kept = kept()
         self._kept.__enter__()
 
-    def work(self, job: Job, how: How):
+    def work(self, job: Job):
         """-> ({artefact: Failure}, seconds), or None where it was asked to stop."""
         started = time.monotonic()
+        self._facts.clear()
         try:
-            failures = work(job, how, self._hear)
+            failures = self._hand.work(job, self._hear)
         except Interrupted:
             return None
         return failures, time.monotonic() - started
@@ -59,8 +60,8 @@ class Worker:
 class Hands:
     """The actors, and who is at which job."""
 
-    def __init__(self, ray, crew: Crew) -> None:
-        self._ray, self._crew = ray, crew
+    def __init__(self, ray, crew: Crew, how: How) -> None:
+        self._ray, self._crew, self._how = ray, crew, how
         self._class = ray.remote(num_cpus=1, num_gpus=crew.gpus, max_concurrency=2)(Worker)
         self.free: list[tuple[object, str]] = []
         self.busy: dict[object, tuple[object, str, Job]] = {}              # {what will be the outcome: (actor, ...)}
@@ -68,12 +69,12 @@ class Hands:
     def hire(self) -> None:
         """As many as there should be."""
         while len(self.free) + len(self.busy) < self._crew.workers:
-            actor = self._class.remote()
+            actor = self._class.remote(self._how)
             self.free.append((actor, self._ray.get(actor.where.remote())))
 
-    def give(self, job: Job, how: How) -> None:
+    def give(self, job: Job) -> None:
         actor, name = self.free.pop(0)
-        self.busy[actor.work.remote(job, how)] = (actor, name, job)
+        self.busy[actor.work.remote(job)] = (actor, name, job)
 
     def ended(self):
         """-> [(job, the worker's name, (failures, seconds) | None where it stopped)] of those that have ended."""
@@ -108,11 +109,11 @@ def carry_out(schedule: Schedule, how: How, crew: Crew, report: Report) -> None:
     """Every job, several at once. Raises Interrupted when all have stopped at their next checkpoint."""
     ray = _begin(crew)
     try:
-        hands, stopping = Hands(ray, crew), False
+        hands, stopping = Hands(ray, crew, how), False
         while True:
             hands.hire()
             while not stopping and hands.free and (job := schedule.next()):
-                hands.give(job, how)
+                hands.give(job)
             if not hands.busy:
                 break
             for job, name, outcome in hands.ended():

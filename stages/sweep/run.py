@@ -14,7 +14,7 @@ from ..core.errors import Interrupted, MissingPrerequisite
 from ..core.report import Report, asked_to_stop, silent
 from .schedule import Failure, Job, Schedule
 from .store import Made, Store
-from .work import How, work
+from .work import Hand, How
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Crew:
 
 def run(store: Store, how: How, crew: Crew | None = None, *, retries: int = 2, report: Report = silent
         ) -> dict[str, Failure]:
-    """Make what is not fresh -> {job: why it, or a part of it, failed for good}. Raises Interrupted on a request to
+    """Make what is not fresh -> {artefact: why it failed for good}. Raises Interrupted on a request to
     stop, Locked where another process runs this sweep, MissingPrerequisite for several workers without Ray."""
     crew = crew or Crew()
     several = crew.workers > 1 or crew.address is not None
@@ -52,13 +52,14 @@ def run(store: Store, how: How, crew: Crew | None = None, *, retries: int = 2, r
 
 def alone(schedule: Schedule, how: How, report: Report) -> None:
     """Every job in this process, with the base kept in memory."""
+    hand = Hand(how)
     with kept():
         while job := schedule.next():
             if asked_to_stop():
                 raise Interrupted(f"stopped before job {schedule.ended} of {schedule.total}",
                                   "run the same command again")
             started = time.monotonic()
-            failures = work(job, how, lambda **facts: report(call=job.key, **facts))              # noqa: B023
+            failures = hand.work(job, lambda **facts: report(call=job.key, **facts))              # noqa: B023
             finish(schedule, job, failures, time.monotonic() - started, "driver", report)
 
 

@@ -1,15 +1,16 @@
 """The jobs of a sweep, in the order of their worth, and what becomes of them. Imports no torch.
 
 The first row of the grid comes first, whole; then row by row. Before the first video of a cast and a motion stands what
-has to be learned for it. A job is what one stage makes, or several videos of one cast and one motion, each with its
-score.
+has to be learned for it; after some videos of them come their controls and their scores. Clips are segmented before all
+else: a score compares with the actors of every motion. A job is what one stage makes once, or a few videos, or a few
+scores.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..options import Options
+from .grid import Cell
 from .store import Made, Store
 
 TOGETHER = 6                         # videos of a job: what is read for them is read once
@@ -18,13 +19,11 @@ CERTAIN = {2, 3, 4, 7, 8}            # exit codes of errors that come again: a s
 
 @dataclass(frozen=True)
 class Job:
-    """makes: one artefact of a learning stage, or some samples. after: the keys of jobs that come before. judged: the
-    options of eval, for samples."""
+    """makes: artefacts of one stage in one workspace. after: the keys of jobs that come before."""
 
     key: str
     makes: tuple[Made, ...]
     after: tuple[str, ...] = ()
-    judged: Options | None = None
 
 
 @dataclass(frozen=True)
@@ -42,41 +41,80 @@ class Schedule:
         self.store, self.retries = store, retries
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Job] = {}
-        self.failed: dict[str, Failure] = {}                       # {key of a job: why it, or a part of it, failed}
+        self.failed: dict[str, Failure] = {}                       # {what: why it failed for good}
         self._tries: dict[Made, int] = {}
-        self._learned: dict[tuple[str, Made], str | None] = {}
-        self._add_cells()
+        self._makers: dict[Made, str | None] = {}                  # {artefact: the job that makes it, None: fresh}
+        self._controls: dict[Made, Made | None] = {}               # {score: the sample that it is compared with}
+        self._add_all()
         self.total = len(self.waiting)
 
-    def _add_cells(self) -> None:
-        groups: dict[tuple, list[tuple[Made, bool]]] = {}
-        seen: set[Made] = set()
+    # -- what there is to do ------------------------------------------------------------------------------------------
+    def _add_all(self) -> None:
+        groups: dict[tuple, list[Cell]] = {}
         for cell in self.store.grid.cells:
-            made = self.store.sample(cell)
-            if made in seen:
-                continue
-            seen.add(made)
-            groups.setdefault((cell.row, made.root, tuple(sorted(cell.subjects)), cell.clip), []).append(
-                (made, self.store.fresh(made) and self.store.fresh(self.store.score(cell))))
-        for (row, *_), videos in groups.items():
-            before = [key for need in self.store.needs(row, videos[0][0]) if (key := self._learn(row, need))]
-            wanted = [made for made, fresh in videos if before or not fresh]
-            for n in range(0, len(wanted), TOGETHER):
-                part = tuple(wanted[n:n + TOGETHER])
-                key = f"sample {part[0].name}" + (f" and {len(part) - 1} more" if len(part) > 1 else "")
-                key += "" if part[0].root == self.store.project.root else f" ({part[0].root.name})"
-                self.waiting[key] = Job(key, part, tuple(before), self.store.grid.effective[row]["eval"])
+            groups.setdefault((cell.row, tuple(sorted(cell.subjects)), cell.clip), []).append(cell)
+        for cells in groups.values():
+            self._segment(self.store.sample(cells[0]))
+        segments = tuple(self.waiting)
+        for cells in groups.values():
+            for n in range(0, len(cells), TOGETHER):
+                part = cells[n:n + TOGETHER]
+                self._videos([self.store.sample(cell) for cell in part])
+                controls = [control for cell in part if (control := self.store.control(cell))]
+                self._videos(controls)
+                self._scores(part, segments)
 
-    def _learn(self, row: str, made: Made) -> str | None:
+    def _segment(self, made: Made) -> None:
+        for need in self.store.needs(made):
+            if need.stage == "segment":
+                self._learn(need)
+            self._segment(need)
+
+    def _learn(self, made: Made) -> str | None:
         """The key of the job that makes this, or None where it is fresh with all before it."""
-        if made not in self._learned:
-            before = [key for need in self.store.needs(row, made) if (key := self._learn(row, need))]
-            self._learned[made] = None
+        if made not in self._makers:
+            before = self._before([made])
+            self._makers[made] = None
             if before or not self.store.fresh(made):
-                self._learned[made] = key = self.store.title(made)
-                self.waiting[key] = Job(key, (made,), tuple(before))
-        return self._learned[made]
+                self._makers[made] = key = self.store.title(made)
+                self.waiting[key] = Job(key, (made,), before)
+        return self._makers[made]
 
+    def _before(self, some: Iterable[Made]) -> tuple[str, ...]:
+        keys = (self._learn(need) for made in some for need in self.store.needs(made))
+        return tuple(dict.fromkeys(key for key in keys if key))
+
+    def _videos(self, some: Sequence[Made]) -> None:
+        """Of one variant, cast and motion."""
+        new = [made for made in dict.fromkeys(some) if made not in self._makers]
+        for root in dict.fromkeys(made.root for made in new):
+            here = [made for made in new if made.root == root]
+            before = self._before(here[:1])
+            self._makers |= dict.fromkeys(here)
+            if wanted := [made for made in here if before or not self.store.fresh(made)]:
+                self._add(wanted, before)
+
+    def _scores(self, cells: Sequence[Cell], segments: tuple[str, ...]) -> None:
+        wanted, before = [], dict.fromkeys(segments)
+        for cell in cells:
+            score, control = self.store.score(cell), self.store.control(cell)
+            if score in self._controls:
+                continue
+            self._controls[score] = control
+            makers = [key for made in (self.store.sample(cell), control) if made and (key := self._makers[made])]
+            if makers or not self.store.whole(cell):
+                wanted.append(score)
+                before |= dict.fromkeys(makers)
+        if wanted:
+            self._add(wanted, tuple(before))
+
+    def _add(self, makes: Sequence[Made], before: tuple[str, ...]) -> None:
+        first = self.store.title(makes[0])
+        key = first if len(makes) == 1 else f"{first} and {len(makes) - 1} more"
+        self.waiting[key] = Job(key, tuple(makes), before)
+        self._makers |= dict.fromkeys(makes, key)
+
+    # -- as it goes on ------------------------------------------------------------------------------------------------
     @property
     def ended(self) -> int:
         return self.total - len(self.waiting) - len(self.running)
@@ -86,9 +124,16 @@ class Schedule:
         for key, job in self.waiting.items():
             if not any(other in self.waiting or other in self.running for other in job.after):
                 self.running[key] = self.waiting.pop(key)
-                self.store.variants.lend(job.makes[0].root)           # what came before may have made more to lend
+                self._lend(job)
                 return job
         return None
+
+    def _lend(self, job: Job) -> None:
+        """Links to what jobs before have made, into the workspace of this one."""
+        self.store.variants.lend(job.makes[0].root)
+        for made in job.makes:
+            if control := self._controls.get(made):
+                self.store.variants.lend_sample(control.name, control.root, made.root)
 
     def done(self, job: Job, failures: Mapping[Made, Failure]) -> list[dict[str, object]]:
         """failures: of what the job should have made. What may be tried again waits again, without what went well.
@@ -99,19 +144,26 @@ class Schedule:
             self._tries[made] = tries = self._tries.get(made, 0) + 1
             given_up = tries > self.retries or failure.code in CERTAIN
             if given_up:
-                self.failed.setdefault(job.key, failure)
+                self.failed[self.store.title(made)] = failure
+                self._without(made, job.key)
             else:
                 again.append(made)
             lines.append({"what": self.store.title(made), "mark": made.mark, "try": tries, "error": failure.what,
                           "code": failure.code, "given up": given_up})
         if again:
             self.waiting = {job.key: replace(job, makes=tuple(again)), **self.waiting}
-        elif job.key in self.failed and job.judged is None:
-            self._without(job.key)
         return lines
 
-    def _without(self, key: str) -> None:
-        """What comes after a job that failed for good is not tried: it would fail of the same."""
-        for other in [other for other, job in self.waiting.items() if key in job.after]:
-            del self.waiting[other]
-            self._without(other)
+    def _without(self, made: Made, key: str) -> None:
+        """What comes after what failed for good is not tried, for it would fail of the same: of a video its score, of
+        anything learned all that builds on it."""
+        for other, job in list(self.waiting.items()):
+            if key not in job.after:
+                continue
+            if made.stage != "sample":
+                del self.waiting[other]
+                self._without(job.makes[0] if job.makes[0].stage != "sample" else made, other)
+            elif left := tuple(score for score in job.makes if (score.root, score.name) != (made.root, made.name)):
+                self.waiting[other] = replace(job, makes=left)
+            else:
+                del self.waiting[other]

@@ -33,12 +33,17 @@ LONGEST = 60                                                                    
 Difference = Mapping[str, Mapping[str, object]]                                  # {stage: {option: value}}
 
 
+def shapes(cls: type[Options], name: str) -> bool:
+    """Whether a result depends on an option: on its value, or on what lies at the path that it is."""
+    return cls.__dataclass_fields__[name].metadata["identity"] or kind(cls, name)[0] is Path
+
+
 def differences(own: Mapping[str, Options], wanted: Mapping[str, Options], stages: tuple[str, ...]) -> Difference:
     """{stage: {option: its wanted value}} for what shapes the results of these stages and is not as in `own`."""
     found = {}
     for stage in stages:
-        changed = {name: getattr(wanted[stage], name) for name, spec in wanted[stage].__dataclass_fields__.items()
-                   if (spec.metadata["identity"] or kind(type(wanted[stage]), name)[0] is Path)
+        changed = {name: getattr(wanted[stage], name) for name in wanted[stage].__dataclass_fields__
+                   if shapes(type(wanted[stage]), name)
                    and getattr(wanted[stage], name) != getattr(own[stage], name)}
         if changed:
             found[stage] = changed
@@ -82,6 +87,10 @@ class Variants:
             self._differences[folder] = difference
         return self._made[name]
 
+    def difference(self, root: Path) -> Difference:
+        """In what the workspace there, which was asked for before, differs from the project."""
+        return self._differences[root]
+
     def owner(self, stage: str, difference: Difference) -> Workspace:
         """Where what this stage makes under that difference lies."""
         return self.of({other: difference[other] for other in SHAPED_BY[stage] if other in difference})
@@ -96,6 +105,11 @@ class Variants:
                 there = self.owner(stage, self._differences[root]).root
                 for folder in (there / family).glob("*/") if there != root else ():
                     self._lend_one(folder, root / family / folder.name, stage)
+
+    def lend_sample(self, name: str, owner: Path, to: Path) -> None:
+        """A link to a sample of another variant, which is the same in this one."""
+        if owner != to:
+            _symlink(to / "samples" / name, owner / "samples" / name)
 
     def _lend_one(self, folder: Path, to: Path, stage: str) -> None:
         manifest = self.project.manifest(folder / f"{stage}.json")
