@@ -17,7 +17,7 @@ TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", 
     f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
     f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "controls", "hints")), *(
     f"stages.sweep.{name}" for name in (
-        "grid", "variants", "store", "schedule", "work", "run", "on_ray", "collect", "forecast")), *(
+        "grid", "parts", "variants", "store", "schedule", "work", "run", "on_ray", "collect", "forecast")), *(
     f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (
         "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub",
         "hashes"))}

@@ -43,7 +43,11 @@ def sweep(grid: Annotated[Path, typer.Argument(
     """Make and score every video of a grid. What is there is not made again: stop it at any time, let the grid grow.
 
     Rows differ in options of any stage; the first comes first, whole. Cells that fail are counted and named, and the
-    others go on; the exit code is that of the first failure. The same command tries them again.
+    others go on; the exit code is that of the first failure. The same command tries them again. A grid:
+
+    casts: \\[\\[toy, pet]], motions: \\[chase], prompts: \\["{motion} in the snow"], seeds: \\[0, 1, 2],
+    rows: {full: {}, no guidance: {sample: {tau: 0}}, exchanged: {roles: exchanged}},
+    sweeps: {learn-subject.lambda1: \\[0.1, 1]}
     """
     with console.guarded():
         from stages.sweep import grid as grids

@@ -21,36 +21,33 @@ control it cannot be told what of the clip's looks the motion LoRA brought along
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from ..core.errors import BadInput, VideomageError
-from ..core.settings import FILE, PRESET_NAMES, Settings, check_name, did_you_mean
+from ..core.settings import FILE, Settings, check_name
 from ..core.workspace import Workspace
 from ..options import OPTIONS, Options, resolve
 from ..prompts import motion_prompt, placeholder, placeholders
+from .parts import (
+    ONLY_KEYS,
+    Cast,
+    Given,
+    Row,
+    casts_in,
+    listed_in,
+    mapping_in,
+    motions_in,
+    options_in,
+    rows_in,
+    texts_in,
+)
 
 KEYS = ("name", "casts", "motions", "prompts", "seeds", "control", "options", "rows", "sweeps")
-ONLY_KEYS = ("casts", "motions", "prompts", "seeds")
-STAGE_KEYS = tuple(stage for stage in OPTIONS if stage != "eval")
-ROW_KEYS = ("roles", "preset", "only", *STAGE_KEYS)
 NO_NAMES = ("variants",)                          # a folder of sweeps/ that is no sweep's
-Cast = tuple[str, ...]
-Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is otherwise in this row's videos than in those of a row without anything. only: {key: what of it}."""
-
-    name: str
-    options: Given = field(default_factory=dict)
-    exchanged: bool = False
-    preset: str | None = None
-    only: Mapping[str, tuple] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,21 +106,21 @@ def read(project: Workspace, path: Path) -> Grid:
 
 def parse(project: Workspace, data: object, name: str) -> Grid:
     """The parsed YAML -> Grid. name: where the file says none."""
-    top, settings = _mapping(data, "the file", KEYS), project.settings
+    top, settings = mapping_in(data, "the file", KEYS), project.settings
     name = check_name(str(top.get("name") or re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")), "the sweep", "name")
     if name in NO_NAMES:
         raise BadInput(f"a sweep cannot be called '{name}'", "give it another name")
-    casts = _casts(top.get("casts"), settings)
-    motions = _motions(top.get("motions"), settings)
-    prompts = _texts(top.get("prompts"), "prompts") or settings.prompts
+    casts = casts_in(top.get("casts"), settings)
+    motions = motions_in(top.get("motions"), settings)
+    prompts = texts_in(top.get("prompts"), "prompts") or settings.prompts
     if not prompts:
         raise BadInput("there are no prompts", 'give some: prompts: ["{motion} in the snow"]')
-    seeds = _list(top.get("seeds", [0]), "seeds")
+    seeds = listed_in(top.get("seeds", [0]), "seeds")
     if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
         raise BadInput("seeds should be a list of whole numbers", f"it is {top.get('seeds')!r}")
     known = {"casts": casts, "motions": tuple(motions), "prompts": prompts, "seeds": tuple(seeds)}
-    rows = _rows(top, known)
-    common = _options(top.get("options"), "options", tuple(OPTIONS))
+    rows = rows_in(top, known)
+    common = options_in(top.get("options"), "options", tuple(OPTIONS))
     control = top.get("control", True)
     if not isinstance(control, bool):
         raise BadInput(f"control is {control!r}", "it should be true or false")
@@ -131,117 +128,6 @@ def parse(project: Workspace, data: object, name: str) -> Grid:
     grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, control,
                 _effective(project, common, Row("common")), effective, ())
     return replace(grid, cells=tuple(cell for row in rows for cell in _cells(project, grid, row)))
-
-
-# -- the parts of the file -------------------------------------------------------------------------------------------
-def _mapping(value: object, where: str, keys: Sequence[str] | None = None) -> dict[str, object]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise BadInput(f"{where} should be a mapping, not {type(value).__name__}", "see: videomage sweep --help")
-    for key in value:
-        if keys is not None and key not in keys:
-            raise BadInput(f"unknown key '{key}' in {where}", did_you_mean(str(key), keys))
-    return dict(value)
-
-
-def _list(value: object, where: str) -> list:
-    if not isinstance(value, list):
-        raise BadInput(f"{where} should be a list", f"it is {value!r}")
-    return value
-
-
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    items = [] if value is None else [value] if isinstance(value, str) else _list(value, where)
-    if bad := [item for item in items if not isinstance(item, str)]:
-        raise BadInput(f"{where} should be a list of texts", f"one of them is {bad[0]!r}")
-    return tuple(dict.fromkeys(items))
-
-
-def _casts(value: object, settings: Settings) -> tuple[Cast, ...]:
-    found = [tuple(settings.subjects)] if value is None else [
-        tuple(cast.split("+") if isinstance(cast, str) else _list(cast, "a cast")) for cast in _list(value, "casts")]
-    for cast in found:
-        for subject in cast:
-            if subject not in settings.subjects:
-                raise BadInput(f"casts: {FILE} has no subject '{subject}'", did_you_mean(str(subject),
-                                                                                         settings.subjects))
-        if len(set(cast)) < len(cast):
-            raise BadInput(f"casts: '{'+'.join(cast)}' names a subject twice", "each plays one role")
-    return tuple(dict.fromkeys(found))
-
-
-def _motions(value: object, settings: Settings) -> dict[str | None, dict[int, str | None]]:
-    if value is None:
-        default = settings.motion.name if settings.motion else None
-        return {default: {0: default}}
-    if isinstance(value, Mapping):
-        found = {name: {int(size): clip for size, clip in entry.items()} if isinstance(entry, Mapping) and all(
-            str(size).isdigit() for size in entry) else {0: name if entry is None else entry}
-            for name, entry in value.items()}
-    else:
-        found = {name: {0: name} for name in _texts(value, "motions")}
-    for clips in found.values():
-        for clip in clips.values():
-            if clip not in settings.motions:
-                raise BadInput(f"motions: {FILE} has no motion '{clip}'", did_you_mean(str(clip), settings.motions))
-    return found or {None: {0: None}}
-
-
-def _options(value: object, where: str, stages: Sequence[str]) -> dict[str, dict[str, object]]:
-    """{stage: {option: value}}, options under the names of the dataclass. Raises for one that does not exist."""
-    found = {}
-    for stage, given in _mapping(value, where, stages).items():
-        known = OPTIONS[stage].__dataclass_fields__
-        named = {str(key).replace("-", "_"): item for key, item in _mapping(given, f"{where}.{stage}").items()}
-        for key in named:
-            if key not in known:
-                raise BadInput(f"{where}.{stage} has no option '{key}'", did_you_mean(key, known))
-        if "count" in named and stage == "sample":
-            raise BadInput(f"{where}.sample.count is not for a sweep", "list seeds instead")
-        found[stage] = named
-    return found
-
-
-def _rows(top: Mapping[str, object], known: Mapping[str, tuple]) -> tuple[Row, ...]:
-    rows = []
-    for name, entry in (_mapping(top.get("rows"), "rows") or {"full": {}}).items():
-        where = f"rows.{name}"
-        entry = _mapping(entry, where, ROW_KEYS)
-        roles, preset = entry.pop("roles", None), entry.pop("preset", None)
-        for key, value, words in (("roles", roles, ("exchanged",)), ("preset", preset, PRESET_NAMES)):
-            if value is not None and value not in words:
-                raise BadInput(f"{where}.{key} is {value!r}", did_you_mean(str(value), words))
-        only = _only(entry.pop("only", None), where, known)
-        rows.append(Row(str(name), _options(entry, where, STAGE_KEYS), roles == "exchanged", preset, only))
-    for name, entry in _mapping(top.get("sweeps"), "sweeps").items():
-        stage, _, option = str(name).rpartition(".")
-        if stage not in STAGE_KEYS:
-            raise BadInput(f"sweeps.{name} names no stage", "write it as learn-subject.lambda1")
-        entry = {"values": entry} if isinstance(entry, list) else _mapping(entry, f"sweeps.{name}", ("values", "only"))
-        only = _only(entry.get("only"), f"sweeps.{name}", known)
-        rows += [Row(f"{name}={value}", _options({stage: {option: value}}, f"sweeps.{name}", STAGE_KEYS), only=only)
-                 for value in _list(entry.get("values"), f"sweeps.{name}.values")]
-    if twice := [row.name for n, row in enumerate(rows) if row.name in [other.name for other in rows[:n]]]:
-        raise BadInput(f"the row '{twice[0]}' is there twice", "name one of them otherwise")
-    return tuple(rows)
-
-
-def _only(value: object, where: str, known: Mapping[str, tuple]) -> dict[str, tuple]:
-    """{key: the things of the grid that are meant}. They are named as they stand there; casts, motions and prompts by
-    their number from 0 as well, casts as toy+pet, too."""
-    found = {}
-    for key, items in _mapping(value, f"{where}.only", ONLY_KEYS).items():
-        names = {"+".join(thing) if key == "casts" else thing: thing for thing in known[key]}
-        chosen = []
-        for item in _list(items, f"{where}.only.{key}"):
-            item = "+".join(item) if isinstance(item, list) else item
-            number = isinstance(item, int) and key != "seeds"
-            if item not in names and not (number and 0 <= item < len(known[key])):
-                raise BadInput(f"{where}.only.{key}: there is no '{item}'", did_you_mean(str(item), map(str, names)))
-            chosen.append(known[key][item] if number else names[item])
-        found[key] = tuple(chosen)
-    return found
 
 
 def _effective(project: Workspace, common: Given, row: Row) -> dict[str, Options]:
