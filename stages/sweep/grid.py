@@ -12,7 +12,7 @@
       as published: {preset: paper}
     sweeps:
       learn-subject.lambda1: {values: [0.1, 1], only: {casts: [toy+pet]}}       a row for each value
-    control: true                                 beside each video the same without the motion LoRA; false: none
+    control: true             beside each video the same without the motion LoRA; false: none; a row may say its own
 
 A cell is (row, cast, motion, prompt, seed): one video and its score. {motion} is the motion's own prompt with the cast
 in its brackets; <1> is the first of the cast. roles: exchanged turns the cast round by one in the prompt. Without its
@@ -44,6 +44,7 @@ from .parts import (
     options_in,
     rows_in,
     texts_in,
+    truth_in,
 )
 
 KEYS = ("name", "casts", "motions", "prompts", "seeds", "control", "options", "rows", "sweeps")
@@ -76,7 +77,7 @@ class Grid:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    control: bool
+    controls: Mapping[str, bool]
     common: Mapping[str, Options]
     effective: Mapping[str, Mapping[str, Options]]
     cells: tuple[Cell, ...]
@@ -121,11 +122,10 @@ def parse(project: Workspace, data: object, name: str) -> Grid:
     known = {"casts": casts, "motions": tuple(motions), "prompts": prompts, "seeds": tuple(seeds)}
     rows = rows_in(top, known)
     common = options_in(top.get("options"), "options", tuple(OPTIONS))
-    control = top.get("control", True)
-    if not isinstance(control, bool):
-        raise BadInput(f"control is {control!r}", "it should be true or false")
+    control = truth_in(top.get("control"), "control") is not False
+    controls = {row.name: control if row.control is None else row.control for row in rows}
     effective = {row.name: _effective(project, common, row) for row in rows}
-    grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, control,
+    grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, controls,
                 _effective(project, common, Row("common")), effective, ())
     return replace(grid, cells=tuple(cell for row in rows for cell in _cells(project, grid, row)))
 

@@ -10,20 +10,22 @@ from ..options import OPTIONS
 
 ONLY_KEYS = ("casts", "motions", "prompts", "seeds")
 STAGE_KEYS = tuple(stage for stage in OPTIONS if stage != "eval")
-ROW_KEYS = ("roles", "preset", "only", *STAGE_KEYS)
+ROW_KEYS = ("roles", "preset", "only", "control", *STAGE_KEYS)
 Cast = tuple[str, ...]
 Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is otherwise in this row's videos than in those of a row without anything. only: {key: what of it}."""
+    """What is otherwise in this row's videos than in those of a row without anything. only: {key: what of it}. control:
+    whether its videos get one each; None: as the grid says."""
 
     name: str
     options: Given = field(default_factory=dict)
     exchanged: bool = False
     preset: str | None = None
     only: Mapping[str, tuple] = field(default_factory=dict)
+    control: bool | None = None
 
 
 def mapping_in(value: object, where: str, keys: Sequence[str] | None = None) -> dict[str, object]:
@@ -40,6 +42,12 @@ def mapping_in(value: object, where: str, keys: Sequence[str] | None = None) -> 
 def listed_in(value: object, where: str) -> list:
     if not isinstance(value, list):
         raise BadInput(f"{where} should be a list", f"it is {value!r}")
+    return value
+
+
+def truth_in(value: object, where: str) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise BadInput(f"{where} is {value!r}", "it should be true or false")
     return value
 
 
@@ -107,15 +115,17 @@ def rows_in(top: Mapping[str, object], known: Mapping[str, tuple]) -> tuple[Row,
             if value is not None and value not in words:
                 raise BadInput(f"{where}.{key} is {value!r}", did_you_mean(str(value), words))
         only = _only(entry.pop("only", None), where, known)
-        rows.append(Row(str(name), options_in(entry, where, STAGE_KEYS), roles == "exchanged", preset, only))
+        control = truth_in(entry.pop("control", None), f"{where}.control")
+        rows.append(Row(str(name), options_in(entry, where, STAGE_KEYS), roles == "exchanged", preset, only, control))
     for name, entry in mapping_in(top.get("sweeps"), "sweeps").items():
         stage, _, option = str(name).rpartition(".")
         if stage not in STAGE_KEYS:
             raise BadInput(f"sweeps.{name} names no stage", "write it as learn-subject.lambda1")
-        entry = mapping_in({"values": entry} if isinstance(entry, list) else entry, f"sweeps.{name}", ("values", "only"))
-        only = _only(entry.get("only"), f"sweeps.{name}", known)
-        rows += [Row(f"{name}={value}", options_in({stage: {option: value}}, f"sweeps.{name}", STAGE_KEYS), only=only)
-                 for value in listed_in(entry.get("values"), f"sweeps.{name}.values")]
+        where, entry = f"sweeps.{name}", {"values": entry} if isinstance(entry, list) else entry
+        entry = mapping_in(entry, where, ("values", "only", "control"))
+        only, control = _only(entry.get("only"), where, known), truth_in(entry.get("control"), f"{where}.control")
+        rows += [Row(f"{name}={value}", options_in({stage: {option: value}}, where, STAGE_KEYS), only=only,
+                     control=control) for value in listed_in(entry.get("values"), f"{where}.values")]
     if twice := [row.name for n, row in enumerate(rows) if row.name in [other.name for other in rows[:n]]]:
         raise BadInput(f"the row '{twice[0]}' is there twice", "name one of them otherwise")
     return tuple(rows)

@@ -100,7 +100,7 @@ class Store:
         difference = {stage: given for stage, given in self._differences[cell.row].items() if stage != "learn-motion"}
         made = self._sample(cell, self._settle(self.variants.of(difference)),
                             replace(options, branches="subject", **common))
-        return made if self.grid.control or made in self.samples else None
+        return made if self.grid.controls[cell.row] or made in self.samples else None
 
     def score(self, cell: Cell) -> Made:
         sample = self.sample(cell)
