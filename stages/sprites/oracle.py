@@ -12,6 +12,7 @@ import numpy as np
 
 from .looks import ALL_COLOURS, ALL_TEXTURES, BACKGROUNDS, WHITE, Look, Vocabulary
 from .match import Canvas, Match, components, grow, opened
+from .movement import motion_alone, motion_together
 
 SMALLEST = 0.008        # share of the frame that a colour must fill, thin edges left out, to be an object
 VISIBLE = 0.25          # share of its own area that an object must show to be present in a frame
@@ -182,63 +183,23 @@ def _checked(frames: np.ndarray) -> np.ndarray:
     return frames.astype(np.float32)
 
 
-# -- motion ---------------------------------------------------------------------------------------------------------
-def motion_alone(path: np.ndarray, least: float = 0.12) -> str:
-    """The word for one path (F, 2): left, right, up, down, bounce, still, or "other". least: how far counts, widths."""
-    seen = ~np.isnan(path[:, 0])
-    if seen.sum() < 2:
-        return "still" if len(path) == 1 else "other"
-    time, places = np.linspace(0, 1, len(path))[seen], path[seen]
-    net = np.polyfit(time, places, 1)[0]
-    span = np.ptp(places, 0)
-    if np.abs(net).max() >= least:
-        axis = int(np.abs(net).argmax())
-        return (("left", "right"), ("up", "down"))[axis][int(net[axis] > 0)]
-    if span[1] >= least and span[1] > 1.5 * span[0]:
-        return "bounce"
-    return "still" if span.max() < least else "other"
-
-
-def motion_together(objects: list[Seen], words: list[str]) -> tuple[str, int | None]:
-    """The motion of the whole clip, and the index of the object with the first role where there are roles."""
-    if not objects:
-        return "none", None
-    if len(objects) == 2:
-        for doer in (0, 1):
-            role = _role(objects[doer], objects[1 - doer], words[doer], words[1 - doer])
-            if role:
-                return role, doer
-    return (words[0] if len(set(words)) == 1 else "mixed"), None
-
-
-def _role(one: Seen, two: Seen, word: str, other: str) -> str | None:
-    """What `one` does to `two`: push (right behind it, same way), jump (over it), approach (until they touch)."""
-    both = one.presence & two.presence
-    if both.sum() < 3 or word not in ("left", "right"):
-        return None
-    gap = (two.path - one.path)[both] / ((one.radius + two.radius) / 2)     # in radii; contact is about 2
-    ahead = gap[:, 0] * (1 if word == "right" else -1)
-    aside = float(np.abs(np.median(gap[:, 1])))
-    if other == word and aside < 0.45 and 1.5 < np.median(ahead) < 2.4 and np.ptp(ahead) < 0.9:
-        return "push"
-    lifted = np.ptp(one.path[both][:, 1])
-    if other == "still" and ahead[0] > 0.7 and ahead[-1] < -0.7 and lifted > 0.15:
-        return "jump"
-    if other == "still" and aside < 0.7 and ahead[0] - ahead[-1] > 0.5 and 1.2 < ahead[-1] < 2.7:
-        return "approach"
-    return None
-
-
 # -- named looks ----------------------------------------------------------------------------------------------------
 def find(frames: np.ndarray, looks: list[Look], *, smallest: float = 0.11, largest: float = 0.36,
          agrees: float = AGREES) -> list[Seen]:
     """Where each look is in each frame of uint8 (F, S, S, 3) -> one Seen a look. A frame shows a look if the best place
     in it agrees by at least `agrees`, the inks found there are nearest to the look's own of all named colours, and no
-    other arrangement of the same inks agrees better. smallest, largest: radius, frame widths."""
+    other arrangement of the same inks agrees better. A look that is not found in a frame which shows another is looked
+    for again beside and behind that. smallest, largest: radius, frame widths."""
     pixels = _checked(frames)
     inks = [ALL_COLOURS[name] for look in looks for name in (look.colour, look.second)]
     _, tone = background_of(pixels, inks)
-    return [_find_one(pixels, tone, look, inks, smallest, largest, agrees) for look in looks]
+    found = [_find_one(pixels, tone, look, inks, smallest, largest, agrees) for look in looks]
+    for one in found:
+        for f in np.flatnonzero(~one.presence) if one.presence.any() else ():
+            hidden = np.any([other.masks[f] for other in found if other is not one] or [one.masks[f]], 0)
+            if hidden.any():
+                _find_behind(pixels[f], tone, one, f, hidden, inks, agrees)
+    return found
 
 
 def _find_one(pixels, tone, look: Look, inks, smallest, largest, agrees) -> Seen:
@@ -252,11 +213,30 @@ def _find_one(pixels, tone, look: Look, inks, smallest, largest, agrees) -> Seen
         presence[f] = best.score >= agrees and _is_itself(canvas, look, best)
         if presence[f]:
             path[f] = best.x / side, best.y / side
-            y, x = np.mgrid[0:side, 0:side] + 0.5
-            inside, _ = look.paint((x - best.x) / best.radius, (y - best.y) / best.radius)
-            masks[f] = inside & (_nearest(frame, [*own, tone, *inks]) < len(own))
+            masks[f] = _inside(look, best, side) & (_nearest(frame, [*own, tone, *inks]) < len(own))
     radius = float(np.median(radii[presence])) if presence.any() else 0.0
     return Seen(look, presence, path, masks.mean((1, 2)), score, masks, radius)
+
+
+def _find_behind(frame, tone, one: Seen, f: int, hidden: np.ndarray, inks, agrees: float) -> None:
+    """The look in one frame, at its size in the others, where `hidden` pixels (S, S), and those that touch them, count
+    nowhere: half of it has to lie elsewhere. Entered into what was seen."""
+    side, look = len(frame), one.look
+    canvas, quarters = Canvas(frame, tone, grow(hidden)), 4 * one.radius * side
+    rough = canvas.search(look, [round(quarters * k) for k in (0.92, 1, 1.08)], range(side), range(side), halves=(0,))
+    best = _about(canvas, look, [round(4 * rough.radius)], rough.y, rough.x, 1)
+    inside = _inside(look, best, side)
+    if best.score < agrees or (inside & ~grow(hidden)).sum() < inside.sum() / 2 or not _is_itself(canvas, look, best):
+        return
+    own = [ALL_COLOURS[look.colour], *([ALL_COLOURS[look.second]] if look.texture != "plain" else [])]
+    one.presence[f], one.score[f], one.path[f] = True, best.score, (best.x / side, best.y / side)
+    one.masks[f] = inside & ~hidden & (_nearest(frame, [*own, tone, *inks]) < len(own))
+    one.share[f] = one.masks[f].mean()
+
+
+def _inside(look: Look, match: Match, side: int) -> np.ndarray:
+    y, x = np.mgrid[0:side, 0:side] + 0.5
+    return look.paint((x - match.x) / match.radius, (y - match.y) / match.radius)[0]
 
 
 def _anywhere(frame: np.ndarray, tone: np.ndarray, look: Look, smallest: float, largest: float) -> tuple[Canvas, Match]:
