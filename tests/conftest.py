@@ -105,3 +105,17 @@ def epsilon64(epsilon_folder):
     from stages.backbones import load
 
     return load(str(epsilon_folder), dtype="fp64")
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory) -> Path:
+    """A tiny project in which a whole sweep has run, in one process. Not to be changed."""
+    from sweeping import make_project, store_of
+
+    from stages.sweep.run import run
+    from stages.sweep.work import How
+
+    root, threads = make_project(tmp_path_factory.mktemp("swept")), torch.get_num_threads()
+    assert run(store_of(root), How()) == {}
+    torch.set_num_threads(threads)
+    return root

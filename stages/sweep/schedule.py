@@ -157,12 +157,14 @@ class Schedule:
     def _without(self, made: Made, key: str) -> None:
         """What comes after what failed for good is not tried, for it would fail of the same: of a video its score, of
         anything learned all that builds on it."""
-        for other, job in list(self.waiting.items()):
-            if key not in job.after:
+        for other in [other for other, job in self.waiting.items() if key in job.after]:
+            job = self.waiting.get(other)
+            if job is None:                                    # gone with something else that built on this
                 continue
             if made.stage != "sample":
                 del self.waiting[other]
-                self._without(job.makes[0] if job.makes[0].stage != "sample" else made, other)
+                for lost in job.makes:
+                    self._without(lost, other)
             elif left := tuple(score for score in job.makes if (score.root, score.name) != (made.root, made.name)):
                 self.waiting[other] = replace(job, makes=left)
             else:
