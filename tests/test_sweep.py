@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -177,10 +179,9 @@ def test_what_changed_is_made_again(swept, tmp_path):
 def test_a_cell_that_fails_is_counted_and_named_and_the_others_go_on(swept, tmp_path):
     root = tmp_path / "project"
     shutil.copytree(swept, root, symlinks=True)
-    text = (root / "project.yaml").read_text().replace("motion:", "  gem:\n    class: circle\n    images: bad.png\n"
+    text = (root / "project.yaml").read_text().replace("motion:", "  gem:\n    class: circle\n    images: gone\n"
                                                        "motion:", 1)
     (root / "project.yaml").write_text(text)
-    (root / "bad.png").write_bytes(b"no picture")
     grid = {**GRID, "casts": [["gem", "pet"], ["toy", "pet"]], "rows": {"full": GRID["rows"]["full"]}, "seeds": [0]}
     write_grid(root, grid)
     done = CliRunner().invoke(app, ["sweep", "grid.yaml", "-p", str(root), "--workers", "1", "--json"])
@@ -265,9 +266,6 @@ def test_status_and_forecast_load_no_torch_and_make_nothing(tmp_path):
         code = ("import sys; from typer.testing import CliRunner; from videomage_cli.app import app; "
                 f"done = CliRunner().invoke(app, ['sweep', 'grid.yaml', '-p', '.', *{args!r}]); print(done.output); "
                 "assert done.exit_code == 0, done.output; assert 'torch' not in sys.modules")
-        import subprocess
-        import sys
-
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
         assert done.returncode == 0 and said in done.stdout, done.stderr
     assert {path for path in root.rglob("*") if "sweeps" not in path.parts} - before <= {
