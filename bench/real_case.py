@@ -215,8 +215,11 @@ def tables(rows: list[Row]) -> Iterator[str]:
     scored = next((row.made for row in rows if row.stage == "eval"), ())
     for name, one in zip(SAMPLES, scored):
         scores = json.loads(one.path.read_text(encoding="utf-8"))
-        line = ", ".join(f"{key} {value:.3f}" for key, value in numbers(scores.get("paper protocol", scores)))
-        yield f"{name}: {line}"
+        yield f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in scores["paper protocol"].items())
+        judged = scores["judged"]["segmenter"]
+        yield (f"  by the segmenter's tracks: together in {judged['together']:.0%} of the frames, identity "
+               f"{judged['identity']['min']:.2f}, smallest margin {min(judged['margins'].values()):.2f}, motion "
+               f"{judged['motion']['min']:.2f}: {'a success' if judged['success'] else 'no success'}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -115,6 +115,7 @@ def test_the_sheet_and_the_tables_tell_all(whole, capsys):
     table = [line.split() for line in out.splitlines() if line.split() and line.split()[0] in STAGES]
     assert list(dict.fromkeys(line[0] for line in table)) == list(STAGES)
     assert all(f"\n{name}: CLIP-T " in out for name in real_case.SAMPLES)
+    assert out.count("by the segmenter's tracks: together in ") == len(real_case.SAMPLES)
     assert "IoU" in out and " dB" in out and str(project.root / real_case.SHEET) in out
     with pytest.raises(SystemExit):
         real_case.main([str(project.root)])                             # a quick one does not become a full one
