@@ -164,6 +164,15 @@ def test_a_recast_subject_leaves_the_frame_with_its_actor():
         recast(clip, [track, track], [Cut(clip, track)])
 
 
+@pytest.mark.parametrize("top, rows", [(1, 15), (0, 11)])              # of 6 x 6; at 0 it may be leaving the frame
+def test_a_recast_subject_stays_whole_where_its_actor_is_whole(top, rows):
+    clip, (track,) = tracks_of((top, 3, 6))
+    tall = np.zeros((24, 24), bool)
+    tall[2:22, 10:13] = True                                        # 20 x 3, which becomes sqrt(36 / 60) of that
+    out = recast(clip, [track], [Cut.of_photo(np.full((24, 24, 3), 50, np.uint8), tall, 4)])
+    assert (out.masks[0].any(2).sum(1) == rows).all()
+
+
 def test_three_subjects_hide_each_other_in_the_order_of_their_depth():
     cuts = [cut((255, 0, 0), (2, 2, 6)), cut((0, 255, 0), (4, 4, 6)), cut((0, 0, 255), (6, 3, 6))]
     out = compose(cuts, [2, 0, 1], np.full((3, 16, 16, 3), 100, np.uint8))               # the second is in front

@@ -94,7 +94,8 @@ def recast(frames: np.ndarray, tracks: Sequence[np.ndarray], cuts: Sequence[Cut]
 
 
 def _stand_in(cut: Cut, track: np.ndarray) -> Cut:
-    """The subject in its actor's place; what would leave the frame is cut off."""
+    """The subject in its actor's place. Of another shape it may reach over the frame's edge where the actor does not:
+    then it is moved in. What leaves the frame with the actor is cut off."""
     count, height, width = track.shape
     areas = track.sum((1, 2))
     frames, masks = np.zeros((count, height, width, 3), np.uint8), np.zeros_like(track)
@@ -109,10 +110,18 @@ def _stand_in(cut: Cut, track: np.ndarray) -> Cut:
         if not mask.any():
             continue
         y, x = (round(to.mean() - at.mean()) for to, at in zip(np.nonzero(track[f]), np.nonzero(mask)))
+        y, x = _inside(y, tall, track[f].any(1)), _inside(x, wide, track[f].any(0))
         rows, columns = slice(max(0, y), min(height, y + tall)), slice(max(0, x), min(width, x + wide))
         part = np.s_[rows.start - y:rows.stop - y, columns.start - x:columns.stop - x]
         frames[f, rows, columns], masks[f, rows, columns] = picture[part], mask[part]
     return Cut(frames, masks)
+
+
+def _inside(start: int, length: int, actor: np.ndarray) -> int:
+    """Where along one axis the box begins. actor: bool, the rows or columns that show the actor."""
+    low = 0 if not actor[0] else start
+    high = max(low, len(actor) - length) if not actor[-1] else start
+    return min(max(start, low), max(high, low))
 
 
 def _resized(picture_HW3: np.ndarray, mask_HW: np.ndarray, tall: int, wide: int) -> tuple[np.ndarray, np.ndarray]:
