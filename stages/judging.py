@@ -53,23 +53,30 @@ class Judges:
         self._options, self._device, self._report = options, device, report
         self._kept: dict[Hashable, object] = {}
 
-    # -- one video ----------------------------------------------------------------------------------------------
+    # -- one video --------------------------------------------------------------------------------------------------
     def judged(self, plan: Plan, frames_FHWC: np.ndarray) -> dict[str, dict]:
         """{"segmenter": judgement, "oracle": judgement where the pixel oracle knows the subjects} of a plan of eval;
         {} for a video of no subject, and without a segmenter."""
         if not plan.request["subjects"] or self._options.segmenter == "none":
             return {}
-        names = subjects_of(plan.project, plan.request)
+        one = self.by_segmenter(plan, frames_FHWC)
+        names = one["confusion"]["rows"]
+        if not all(self._is_sprite(plan, name) for name in names):
+            return {"segmenter": one}
+        return {"segmenter": one, "oracle": self.by_oracle(plan, frames_FHWC, one["leak"], one.get("why", ""))}
+
+    def by_segmenter(self, plan: Plan, frames_FHWC: np.ndarray) -> dict:
         gallery, reference = self._gallery(plan), self._reference(plan)
-        found = self._follow(plan.project, frames_FHWC, names, gallery)
-        leaks, why = self._leak(plan, found, gallery, reference)
-        out = {"segmenter": judge(found.tracks, gallery, reference, leaks, why)}
-        if all(self._is_sprite(plan, name) for name in names):
-            seen = find(frames_FHWC, [SUBJECTS[name][0] for name in names])
-            tracks = {name: Track.of(frames_FHWC, one.masks, self.looks, gallery, one.path)
-                      for name, one in zip(names, seen)}
-            out["oracle"] = judge(tracks, gallery, reference, leaks, why)
-        return out
+        found = self._follow(plan.project, frames_FHWC, subjects_of(plan.project, plan.request), gallery)
+        return judge(found.tracks, gallery, reference, *self._leak(plan, found, gallery, reference))
+
+    def by_oracle(self, plan: Plan, frames_FHWC: np.ndarray, leaks: Mapping | None = None, why: str = "") -> dict:
+        """leaks, why: as the segmenter has them; the oracle knows nothing of the clip's actors."""
+        names, gallery = subjects_of(plan.project, plan.request), self._gallery(plan)
+        seen = find(frames_FHWC, [SUBJECTS[name][0] for name in names])
+        tracks = {name: Track.of(frames_FHWC, one.masks, self.looks, gallery, one.path)
+                  for name, one in zip(names, seen)}
+        return judge(tracks, gallery, self._reference(plan), leaks, why)
 
     def _follow(self, project: Workspace, frames_FHWC: np.ndarray, names: Sequence[str], gallery: Gallery) -> Found:
         """Subjects of one class word are told apart by their looks; the shipped CLIPSeg knows one word for all."""
@@ -141,7 +148,7 @@ class Judges:
             return None
         others = [label.removeprefix("masks:") for label in plan.inputs if label.startswith("masks:")]
         paths = {name: {actor: track(masks) for actor, masks in self._clip(plan, name)[1].items()}
-                 for name in others if f"frames:{name}" in plan.inputs}
+                 for name in others if name == motion or _is_told(plan, name)}
         return Reference({subject: actor for actor, subject in cast_of(plan.project, plan.request).items()},
                          paths.pop(motion), [list(own.values()) for own in paths.values()])
 
@@ -171,7 +178,7 @@ class Judges:
 
         return self._once(("actors", id(window)), make)
 
-    # -- tools --------------------------------------------------------------------------------------------------
+    # -- tools ------------------------------------------------------------------------------------------------------
     def _own_clipseg(self, project: Workspace) -> bool:
         return project.settings.base == "sprites" and self._options.segmenter == "clipseg"
 
@@ -214,6 +221,13 @@ def cast_of(project: Workspace, request: Mapping) -> dict[str, str]:
     if not request.get("motion"):
         return {}
     return roles(target_of(project, request["prompt"]), motion_prompt(project.motion(request["motion"]).prompt))
+
+
+def _is_told(plan: Plan, motion: str) -> bool:
+    """Whether it is known who acts in a clip, and where."""
+    prompt = plan.project.motion(motion).prompt
+    return bool(prompt) and f"frames:{motion}" in plan.inputs and all(
+        (plan.inputs[f"masks:{motion}"] / slug(actor)).is_dir() for actor in motion_prompt(prompt).actors)
 
 
 def _without_motion(plan: Plan) -> bool:

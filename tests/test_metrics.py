@@ -337,11 +337,13 @@ def test_missing_frames_lower_the_score():
 
 
 def test_a_path_at_other_moments():
-    path = walk(0, 9)
-    assert np.allclose(motion.resampled(path, 5), path[::2]) and np.allclose(motion.resampled(path, 9), path)
-    assert np.allclose(motion.resampled(path, 17)[1], (path[0] + path[1]) / 2)
+    path = walk(0, 8)
+    assert np.allclose(motion.resampled(path, 4), path[::2]) and np.allclose(motion.resampled(path, 8), path)
+    twice = motion.resampled(path, 16)
+    assert np.allclose(twice[::2], path) and np.allclose(twice[1], (path[0] + path[1]) / 2)
+    assert np.allclose(twice[15], path[7])
     path[4] = np.nan
-    assert np.isnan(motion.resampled(path, 17)[[7, 8, 9], 0]).all() and np.isfinite(motion.resampled(path, 17)[6, 0])
+    assert np.isnan(motion.resampled(path, 16)[[7, 8, 9], 0]).all() and np.isfinite(motion.resampled(path, 16)[6, 0])
 
 
 # -- roles ------------------------------------------------------------------------------------------------------------

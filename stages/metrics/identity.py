@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .looks import Gallery
 
-LEAK = 0.15         # above this the clip's actor shows through; see `leak`
+LEAK = 0.1          # above this the clip's actor shows through; see `leak`
 
 
 def identity(likeness_FK: np.ndarray, presence_F: np.ndarray, name: str, gallery: Gallery) -> dict[str, float]:
@@ -82,5 +82,9 @@ class Actors:
 
 def leak(shown: float, without: float) -> float:
     """The appearance leak: how much more of the actor's look is shown than by the control, the same video and seed
-    without the motion LoRA."""
+    without the motion LoRA.
+
+    LEAK was set on rendered clips of 20 pairs of subjects (all places, five motions). One clean clip against another of
+    the same pair: at most 0.084 (80 differences, median of their sizes 0.002). With the actors' colours mixed into the
+    subjects' by half the larger leak of the two is above 0.1 in 80 % (median 0.52), by a fifth in 50 %."""
     return shown - without

@@ -33,10 +33,10 @@ def track(masks_FHW: np.ndarray) -> np.ndarray:
 
 
 def resampled(path_F2: np.ndarray, frames: int) -> np.ndarray:
-    """The path at `frames` moments from its first to its last, linear between frames; missing where either neighbour
-    is."""
+    """The path of a clip as one of `frames` frames over the same time has it: both begin with their first frame; linear
+    between frames, missing where either neighbour is, standing where the clip has ended."""
     path = np.asarray(path_F2, np.float64)
-    at = np.linspace(0, len(path) - 1, frames)
+    at = np.minimum(np.arange(frames) * len(path) / frames, len(path) - 1)
     low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
     part = (at - low)[:, None]
     return np.where(part == 0, path[low], path[low] * (1 - part) + path[high] * part)
