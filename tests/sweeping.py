@@ -5,6 +5,8 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -61,16 +63,30 @@ def half_done(swept: Path, root: Path) -> Path:
     return root
 
 
-def command(root: Path, *args: str, **how) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "videomage_cli.app", "sweep", "grid.yaml", "-p", str(root),
-                             "--device", "cpu", *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            **how)
+@contextmanager
+def command(root: Path, *args: str) -> Iterator[subprocess.Popen]:
+    """`videomage sweep` in a process of its own, which does not outlive the test."""
+    with (root / "said.txt").open("w") as said:
+        process = subprocess.Popen([sys.executable, "-m", "videomage_cli.app", "sweep", "grid.yaml", "-p", str(root),
+                                    "--device", "cpu", *args], stdout=said, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
-def outcome(process: subprocess.Popen) -> str:
-    said = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, said
+def ended(root: Path, process: subprocess.Popen, code: int = 0) -> str:
+    """What it said."""
+    process.wait(timeout=900)
+    said = (root / "said.txt").read_text()
+    assert process.returncode == code, said
     return said
+
+
+def swept_again(root: Path, *args: str) -> str:
+    with command(root, *args) as process:
+        return ended(root, process)
 
 
 def videos(root: Path) -> dict[str, str]:

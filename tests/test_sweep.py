@@ -15,11 +15,12 @@ import pytest
 from sweeping import (
     GRID,
     command,
+    ended,
     half_done,
     make_project,
-    outcome,
     stamps,
     store_of,
+    swept_again,
     table,
     videos,
     write_grid,
@@ -227,23 +228,21 @@ def test_what_builds_on_a_failure_is_not_tried(project):
 @pytest.mark.parametrize("attempt", range(2))
 def test_a_driver_that_is_killed_goes_on(swept, tmp_path, attempt):
     root = half_done(swept, tmp_path / "project")
-    process = command(root, "--workers", "1")
-    wait = random.Random(f"{attempt}").uniform(4, 12)
-    time.sleep(wait)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    outcome(command(root, "--workers", "1"))
+    with command(root, "--workers", "1") as process:
+        time.sleep(random.Random(f"{attempt}").uniform(4, 12))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    swept_again(root, "--workers", "1")
     assert videos(root) == videos(swept) and table(root) == table(swept)
 
 
 def test_sigterm_stops_it_and_the_same_command_goes_on(swept, tmp_path):
     root = half_done(swept, tmp_path / "project")
-    process = command(root, "--workers", "1")
-    while not (root / "fused").is_dir() or not list((root / "fused").glob("*/fuse.json")):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 75 and "run the same command again" in " ".join(said.split()).lower(), said
+    with command(root, "--workers", "1") as process:
+        while not list(root.glob("fused/*/fuse.json")) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert "run the same command again" in " ".join(ended(root, process, 75).split()).lower()
     assert not list(root.glob("samples/*/sample.json"))
 
 

@@ -22,6 +22,7 @@ from .schedule import Failure, Job, Schedule
 from .work import Hand, How
 
 POLL_SECONDS = 0.5
+START_SECONDS = 600                # that Ray may take to start: on a busy machine more than the minute it allows itself
 STORE_BYTES = 100_000_000          # Ray's shared memory, about the least that it takes: little goes through it
 
 
@@ -133,6 +134,7 @@ def carry_out(schedule: Schedule, how: How, crew: Crew, report: Report) -> None:
 def _begin(crew: Crew):
     """Ray, started or joined; quiet, without its dashboard and its statistics. SIGTERM stays ours to answer."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main = threading.current_thread() is threading.main_thread()
