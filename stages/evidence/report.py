@@ -8,8 +8,10 @@ Intervals are bootstraps over casts and motions (metrics/stats.py).
 """
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,13 @@ from ..core.errors import MissingPrerequisite
 from ..core.sheets import contact_sheet
 from ..core.video import read_clip
 from ..core.workspace import Workspace
-from ..metrics.stats import interval, paired
+from ..metrics.stats import Interval, difference, interval
 from ..option_tables import fill
 from ..options import OPTIONS, deviations, show
 from ..sweep import grid as grids
 from ..sweep.collect import collect, write
 from ..sweep.store import Store
-from . import CONFIRMATION, DEVELOPMENT
+from . import CONFIRMATION, DEVELOPMENT, alone
 
 Line = Mapping[str, object]
 SPLITS = {"confirmation": CONFIRMATION, "development": DEVELOPMENT}
@@ -35,6 +37,8 @@ KEPT = ("row", "cast", "motion", "prompt", "seed", "state", "success", "judged.o
         "judged.segmenter.binding.chance corrected", "judged.segmenter.leak.max", "paper protocol.CLIP-T",
         "paper protocol.CLIP-I", "paper protocol.DINO-I", "paper protocol.T. Cons.", "magnitude.pixels",
         "cost.seconds", "cost.forwards")
+REASONS = {"in sight": "together in", "identity": "like itself", "role": "play its role", "path": "follow its path",
+           "leak": "shows through", "leak not known": "leak is not known"}      # {what is said: a mark of its sentence}
 DRAWN = 10                                             # videos on a sheet
 J = "judged.oracle."                                   # whose verdict the tables give
 
@@ -57,7 +61,7 @@ def every(line: Line, prefix: str, holds: Callable[[float], bool]) -> float:
 
 
 SCORES: dict[str, Callable[[Line], float]] = {
-    "success": lambda line: float(bool(line.get("success"))),
+    "success": lambda line: float(bool(line.get(J + "success"))),
     "all in sight": lambda line: number(line, J + "together"),
     "identity": lambda line: number(line, J + "identity.min"),
     "margins > 0": lambda line: every(line, J + "margins", lambda value: value > 0),
@@ -75,18 +79,17 @@ def by_row(lines: Sequence[Line]) -> dict[str, dict[tuple, Line]]:
     return found
 
 
-def estimate(lines: Sequence[Line], score: Callable[[Line], float]) -> tuple[float, float, float]:
-    """(mean, low, high) over videos; the interval is over casts and motions."""
+def estimate(lines: Sequence[Line], score: Callable[[Line], float]) -> Interval:
+    """Over videos; the interval is over casts and motions."""
     return interval([score(line) for line in lines], [line["cast"] for line in lines],
                     [line["motion"] for line in lines])
 
 
-def difference(row: Mapping[tuple, Line], full: Mapping[tuple, Line], score: Callable[[Line], float]
-               ) -> tuple[float, float, float]:
-    """(mean, low, high) of row - full on the cells of both."""
+def against(row: Mapping[tuple, Line], full: Mapping[tuple, Line], score: Callable[[Line], float]) -> Interval:
+    """Of row - full, on the cells of both."""
     both = [key for key in row if key in full]
-    return paired([score(row[key]) for key in both], [score(full[key]) for key in both],
-                  [key[0] for key in both], [key[1] for key in both])
+    return difference([score(row[key]) for key in both], [score(full[key]) for key in both],
+                      [key[0] for key in both], [key[1] for key in both])
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ def headline(lines: Sequence[Line], split: str | None) -> str:
             share = column in ("all in sight", "margins > 0", "roles right")
             value = float(np.mean([score(line) for line in own]))
             cell.append(f"{value:.0%}" if share else f"{value:.2f}")
-        out.append([*cell, "" if cells is full else percent(difference(cells, full, SCORES["success"]), signed=True)])
+        out.append([*cell, "" if cells is full else percent(against(cells, full, SCORES["success"]), signed=True)])
     return markdown(out)
 
 
@@ -111,10 +114,9 @@ def paper(lines: Sequence[Line]) -> str:
     out = [["row", "n", *PAPER, "motion magnitude"]]
     for name, cells in by_row(lines).items():
         own = list(cells.values())
-        means = [interval([number(line, column) for line in own], [line["cast"] for line in own],
-                          [line["motion"] for line in own]) for column in PAPER.values()]
+        means = [estimate(own, partial(number, column=column)) for column in PAPER.values()]
         moved = float(np.mean([number(line, "magnitude.pixels") for line in own]))
-        out.append([name, str(len(own)), *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in means),
+        out.append([name, str(len(own)), *(f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for one in means),
                     f"{moved:.4f}"])
     return markdown(out)
 
@@ -134,8 +136,10 @@ def where(lines: Sequence[Line]) -> str:
 def _reasons(lines: Sequence[Line]) -> str:
     counts: dict[str, int] = {}
     for line in lines:
-        for reason in filter(None, str(line.get(J + "reasons") or line.get("why") or "").split("; ")):
-            counts[reason] = counts.get(reason, 0) + 1
+        said = str(line.get(J + "reasons") or line.get("why") or "")
+        for name in {next((name for name, mark in REASONS.items() if mark in reason), "not made")
+                     for reason in filter(None, said.split("; "))}:
+            counts[name] = counts.get(name, 0) + 1
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
@@ -159,8 +163,8 @@ def settings(project: Workspace) -> str:
         for stage in OPTIONS for name, value, other, why in deviations(stage, project.settings))])
 
 
-def percent(value: tuple[float, float, float], signed: bool = False) -> str:
-    mean, low, high = (f"{part:+.0%}" if signed else f"{part:.0%}" for part in value)
+def percent(found: Interval, signed: bool = False) -> str:
+    mean, low, high = (f"{part:{'+' if signed else ''}.0%}" for part in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})"
 
 
@@ -175,7 +179,7 @@ def sheets(project: Workspace, lines: Sequence[Line], folder: Path, seed: int = 
     full = [line for line in next(iter(by_row(lines).values()), {}).values() if split_of(line) == "confirmation"]
     rng = np.random.default_rng(seed)
     for name, wanted in (("success", True), ("failure", False)):
-        those = [line for line in full if bool(line.get("success")) is wanted and line["sample"]]
+        those = [line for line in full if bool(SCORES["success"](line)) is wanted and line["sample"]]
         drawn = [those[k] for k in sorted(rng.permutation(len(those))[:DRAWN])]
         rows = [(f"{line['cast']}, {line['motion']}, {line['prompt']}, seed {line['seed']}"
                  + (f": {line.get(J + 'reasons')}" if not wanted else ""),
@@ -198,6 +202,8 @@ def report(project: Workspace, grid: Path, docs: Path) -> Path:
               "development": lambda: headline(lines, "development"), "all": lambda: headline(lines, None),
               "where": lambda: where(lines), "paper": lambda: paper(lines), "agreement": lambda: agreement(lines),
               "settings": lambda: settings(project)}
+    if (project.root / "alone.json").is_file():
+        tables["alone"] = lambda: alone.table(json.loads((project.root / "alone.json").read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Evidence\n" + "".join(
         f"\n<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in tables)
     page.write_text(fill(text, {mark: table for mark, table in tables.items() if f"<!-- {mark} -->" in text}),
