@@ -1,0 +1,118 @@
+"""The experiment's files, its grids, and what its report makes of a table, without running it."""
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+
+from stages.evidence import CONFIRMATION, DEVELOPMENT, MOTIONS, alone, prepare, report
+from stages.options import resolve
+from stages.sprites.looks import SUBJECTS
+from stages.sprites.verdict import judge
+from stages.sprites.world import reference_clip
+from stages.sweep import grid as grids
+
+SEEDS, PROMPTS = range(3), ("{motion} in the snow", "{motion} on the grass")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("evidence"))
+
+
+def test_what_is_there_stays(project):
+    before = {path: path.stat().st_mtime_ns for path in project.root.rglob("*") if path.is_file()}
+    prepare(project.root)
+    assert before == {path: path.stat().st_mtime_ns for path in project.root.rglob("*") if path.is_file()}
+
+
+def test_the_splits_share_no_subject_and_together_are_all():
+    first, second = ({name for cast in casts for name in cast} for casts in (DEVELOPMENT, CONFIRMATION))
+    assert not first & second and first | second == set(SUBJECTS)
+    assert [len(cast) for cast in (*DEVELOPMENT, *CONFIRMATION)].count(3) == 2
+
+
+def test_the_grid_is_the_experiment(project):
+    grid = grids.read(project, project.root / "evidence.yaml")
+    assert grid.casts == (*DEVELOPMENT, *CONFIRMATION) and tuple(grid.motions) == MOTIONS
+    counts = {row.name: sum(cell.row == row.name for cell in grid.cells) for row in grid.rows}
+    whole = {name: n for name, n in counts.items() if name.startswith(("full", "("))}
+    assert set(whole.values()) == {8 * 4 * 2 * 3}
+    assert {re.match(r"\((.)\)", name)[1] for name in whole if name != "full"} == set("abcdefghiklmnp")
+    assert {name.split("=")[0] for name in counts.keys() - whole.keys()} == {
+        "learn-subject.lambda1", "fuse.lambda2", "learn-motion.w", "sample.alpha", "sample.tau"}
+    asked = next(cell for cell in grid.cells if cell.row == "(n) roles exchanged" and cell.cast == ("toy", "pet", "gem"))
+    assert asked.text == "a <pet> is chasing a <gem> and a <toy> in the snow" and asked.clip == "chase-3"
+    grids.read(project, project.root / "evidence-quick.yaml")
+
+
+@pytest.mark.parametrize("actors", [2, 3])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_the_very_subjects_on_the_very_paths_succeed(motion, actors):
+    """The ceiling of the experiment: rendered, not sampled. The clip's own seed, both places."""
+    for cast, place in product((c for c in (*DEVELOPMENT, *CONFIRMATION) if len(c) == actors), ("snow", "grass")):
+        clip = reference_clip(motion, [SUBJECTS[name][0] for name in cast], 7, 8, 32, place)
+        seen = judge(clip.frames, cast, [actor.path for actor in clip.actors])
+        assert seen.together >= 0.75 and min(seen.paths) > 0.95 and seen.exchanged < 0.1, (cast, place)
+
+
+# -- the report ---------------------------------------------------------------------------------------------------------
+def lines_of(rows):
+    """A line per cell; rows: {name: cell -> whether it succeeds (None: it failed to be made)}."""
+    out = []
+    for row, good in rows.items():
+        for cast, motion, prompt, seed in product((*DEVELOPMENT, *CONFIRMATION), MOTIONS, PROMPTS, SEEDS):
+            line = dict(row=row, cast="+".join(cast), motion=motion, prompt=prompt, seed=seed, sample=None, why="")
+            verdict = good(cast, motion, prompt, seed)
+            if verdict is None:
+                out.append(line | {"state": "failed", "success": False, "why": "sample x: broken"})
+                continue
+            j = {"success": verdict, "reasons": "" if verdict else "toy does not follow its path (0.31)",
+                 "together": 1.0, "identity.min": 0.5, "motion.min": 0.9 if verdict else 0.3, "leak.max": 0.0}
+            for k in range(1, len(cast) + 1):
+                j |= {f"margins.{k}": 0.2, f"binding.right.{k}": True}
+            out.append(line | {"state": "fresh", "success": verdict}
+                       | {f"judged.oracle.{key}": value for key, value in j.items()}
+                       | {"judged.segmenter.success": True, "judged.segmenter.together": 1.0})
+    return out
+
+
+def cells_of(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_a_row_is_compared_on_its_own_cells_and_what_failed_counts():
+    table = report.headline(lines_of({"full": lambda cast, motion, place, seed: seed < 2,
+                                      "less": lambda cast, motion, place, seed: None if seed else True}), "confirmation")
+    full, less = cells_of(table)
+    assert full[:3] == ["full", "96", "67% (67% to 67%)"] and full[-1] == ""
+    assert less[:4] == ["less", "96", "33% (33% to 33%)", "33%"]              # two of three were not made: 0 everywhere
+    assert less[-1] == "-33% (-33% to -33%)"
+
+
+def test_why_and_where_it_fails():
+    rows = cells_of(report.where(lines_of({"full": lambda cast, motion, place, seed: motion != "eight"})))
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["eight"] == ["48", "0%", "path 48"] and by_name["chase"] == ["48", "100%", ""]
+    assert by_name["leaf+cup"] == ["24", "75%", "path 6"]
+
+
+def test_the_verdicts_are_compared():
+    (row,) = cells_of(report.agreement(lines_of({"full": lambda cast, motion, place, seed: seed == 0})))
+    assert row == ["full", "33%", "100%", "33%", "100%", "100%"]
+
+
+def test_each_part_alone(project):
+    wanted = list(alone.orders(project))
+    counts = {part: sum(order.part == part for order in wanted) for part in dict.fromkeys(o.part for o in wanted)}
+    assert counts == {"subject": 24, "fusion": 16, "motion": 16, "motion, beta = 0": 16, "the clip's noise alone": 16}
+    motion = next(order for order in wanted if order.part == "motion" and order.what == "orbit-3")
+    assert motion.prompt == "a green circle is orbiting a yellow square and a red triangle in the snow"
+    assert motion.options.branches == "motion" and len(motion.paths) == 3 and not motion.subjects
+    assert motion.options.beta == resolve("sample", project.settings).beta
+    lines = [{"part": "motion", "what": what, "together": t, "paths": p, "prompt": "", "seed": 0}
+             for what, t, p in (("a", 1.0, 0.9), ("a", 0.9, 0.7), ("b", 0.5, 0.99))]
+    rows = cells_of(alone.table(lines))
+    assert rows[0] == ["motion", "all", "3", "80%", f"{np.mean([0.9, 0.7, 0.99]):.2f}", "33%"]
