@@ -155,7 +155,7 @@ def score(clip: Clip, dino: Dino, frames_FHWC: np.ndarray, prompt: str,
 def summary(scores: Mapping[str, Mapping]) -> dict[str, object]:
     """{video: its score file} -> per judge the mean of each score of the headline over the videos that can have it, how
     many those are, and the success rate with its interval (bootstrap over subjects and motions); the means of the
-    paper's protocol apart."""
+    paper's protocol apart; each: the headlines, {video: {judge: headline}}."""
     judges = list(dict.fromkeys(judge for one in scores.values() for judge in one["judged"]))
     out: dict[str, object] = {"videos": len(scores), "judged": {}}
     for judge in judges:
@@ -163,7 +163,8 @@ def summary(scores: Mapping[str, Mapping]) -> dict[str, object]:
         out["judged"][judge] = {**_means(lines.values(), HEADLINE), "success": rate(scores, judge)}
     columns = dict.fromkeys(["CLIP-T", "CLIP-I", "DINO-I", "T. Cons.", *(
         column for one in scores.values() for column in one[PAPER] if column.endswith(CUT))])
-    return out | {PAPER: _means([one[PAPER] for one in scores.values()], columns), "each": dict(scores)}
+    each = {name: {judge: headline(one, judge) for judge in one["judged"]} for name, one in scores.items()}
+    return out | {PAPER: _means([one[PAPER] for one in scores.values()], columns), "each": each}
 
 
 def rate(scores: Mapping[str, Mapping], judge: str = "segmenter") -> dict[str, object] | None:

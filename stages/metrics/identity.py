@@ -62,17 +62,19 @@ def bleed(likeness: Mapping[str, np.ndarray], presence: Mapping[str, np.ndarray]
 # -- the clip's actors ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Actors:
-    """The actors of a clip. vectors: {actor: (F, D)}, their looks in the frames that show them; none is empty."""
+    """The actors of a clip. vectors: {actor: (F, D)}, their looks in the frames that show them."""
 
     vectors: Mapping[str, Tensor]
 
     def shown(self, pieces: Sequence[Tensor], actor: str, subjects: Mapping[str, Tensor]) -> float:
         """How much of an actor's look is to be seen in a video, 0 to 1: the mean over all frames of the likeness of the
         piece that is most like it, between that of the subjects' photos (0: the most alike of them) and that of the
-        actor's own frames to each other (1), cut to 0..1; 0 in a frame of no piece. pieces: (P, D) of each frame.
-        subjects: the photos of the subjects of the video, {name: (R, D)}."""
+        actor's own frames to each other (1), cut to 0..1; 0 in a frame of no piece, and for an actor that the clip
+        never shows. pieces: (P, D) of each frame. subjects: the photos of the subjects of the video, {name: (R, D)}."""
         own = self.vectors[actor]
         count = len(own)
+        if not count:
+            return 0.0
         among = own @ own.T
         oracle = float((among.sum() - among.trace()) / (count * (count - 1))) if count > 1 else 1.0
         null = max(float((photos @ own.T).mean(1).max()) for photos in subjects.values())

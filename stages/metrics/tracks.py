@@ -31,6 +31,7 @@ SEEN = 0.25             # normalised likeness above which a piece can be the sub
 FAR = 0.5               # what the square of a way between two frames costs, frame widths, in normalised likeness
 COVER = 0.3             # what it is worth, by the same measure, that pieces cover the whole mask of a frame
 MOST = 7                # pieces of a frame that are looked at, for each subject, the largest first
+BEST = 300              # choices of a frame that are weighed against those of the next
 TONE, VARIED = 30.0, 1.6     # what differs from the surroundings: 8-bit RGB distance, and times their own spread
 REACH = 19              # percent of the height that a mask may grow by, along what differs
 
@@ -171,38 +172,35 @@ def _cut(part_HW: np.ndarray, into: int) -> list[np.ndarray]:
 def assign(cut: Sequence[Sequence[np.ndarray]], worth: Sequence[np.ndarray]) -> list[tuple[int | None, ...]]:
     """The best choice through the video -> for each frame the piece of each subject. worth: (P, N) of each frame, what
     it is worth that the subject takes the piece (taking none is worth 0)."""
-    states = [_states(own, value) for own, value in zip(cut, worth)]
-    centres = [[track(piece[None])[0] for piece in own] for own in cut]
-    best, back = np.array([score for _, score in states[0]]), []
-    for f in range(1, len(states)):
-        ways = np.array([[_way(before, centres[f - 1], after, centres[f]) for before, _ in states[f - 1]]
-                         for after, _ in states[f]])
+    options = [_states(own, value) for own, value in zip(cut, worth)]
+    centres = [np.array([track(piece[None])[0] for piece in own]).reshape(-1, 2) for own in cut]
+    best, back = options[0][1], []
+    for f in range(1, len(options)):
+        away = np.square(centres[f][:, None] - centres[f - 1][None]).sum(-1)
+        away = np.pad(away, ((0, 1), (0, 1)))                               # to none and from none is no way
+        ways = sum(away[options[f][0][:, n, None], options[f - 1][0][None, :, n]] for n in range(worth[f].shape[1]))
         whole = best[None] - FAR * ways
         back.append(whole.argmax(1))
-        best = whole.max(1) + [score for _, score in states[f]]
-    at = int(best.argmax())
-    path = [at]
+        best = whole.max(1) + options[f][1]
+    path = [int(best.argmax())]
     for step in reversed(back):
         path.append(int(step[path[-1]]))
-    return [states[f][k][0] for f, k in enumerate(reversed(path))]
+    return [tuple(None if k == len(cut[f]) else int(k) for k in options[f][0][state])
+            for f, state in enumerate(reversed(path))]
 
 
-def _states(own: Sequence[np.ndarray], worth_PN: np.ndarray) -> list[tuple[tuple[int | None, ...], float]]:
-    """Every way to give pieces that do not overlap to subjects, none of them at a loss, and what it is worth."""
+def _states(own: Sequence[np.ndarray], worth_PN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every way to give pieces that do not overlap to subjects, none of them at a loss: (S, N) pieces, P for none, and
+    what each is worth (S,); the BEST of them."""
     clash = np.array([[bool((a & b).any()) for b in own] for a in own]).reshape(len(own), len(own))
-    choices = [[None, *np.flatnonzero(worth_PN[:, n] > 0).tolist()] for n in range(worth_PN.shape[1])]
-    areas = np.array([float(piece.sum()) for piece in own])
-    whole, out = max(1.0, float(np.any(own, 0).sum())) if len(own) else 1.0, []
-    for state in product(*choices):
-        taken = [k for k in state if k is not None]
+    areas = [float(piece.sum()) for piece in own]
+    whole = max(1.0, float(np.any(own, 0).sum())) if len(own) else 1.0
+    states, scores = [], []
+    for state in product(*([len(own), *np.flatnonzero(column > 0).tolist()] for column in worth_PN.T)):
+        taken = [k for k in state if k < len(own)]
         if not any(clash[a, b] for i, a in enumerate(taken) for b in taken[i + 1:]):
-            score = sum(float(worth_PN[k, n]) for n, k in enumerate(state) if k is not None)
-            out.append((state, score + COVER * float(areas[taken].sum()) / whole))
-    return out
-
-
-def _way(before: Sequence[int | None], places: Sequence[np.ndarray], after: Sequence[int | None],
-         others: Sequence[np.ndarray]) -> float:
-    """The squares of how far the subjects go that are in both frames, all together."""
-    return sum(float(np.square(places[a] - others[b]).sum()) for a, b in zip(before, after)
-               if a is not None and b is not None)
+            states.append(state)
+            scores.append(sum(worth_PN[k, n] for n, k in enumerate(state) if k < len(own))
+                          + COVER * sum(areas[k] for k in taken) / whole)
+    order = np.argsort(-np.array(scores), kind="stable")[:BEST]
+    return np.array(states)[order], np.array(scores)[order]
