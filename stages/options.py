@@ -2,8 +2,8 @@
 project.yaml, the manifest's record and the README's table (option_tables.py). Defaults are the paper's; what a base
 needs otherwise stands in presets.py. Imports no torch.
 
-Precedence: typed flag > project.yaml `options` > preset of the base > the default here. The default of an option that is
-added later is what was done before: artefacts made without it stay fresh.
+Precedence: typed flag > project.yaml `options` > preset of the base > the default here. The default of an option that
+is added later is what was done before: artefacts made without it stay fresh.
 """
 from __future__ import annotations
 

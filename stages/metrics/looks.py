@@ -4,7 +4,7 @@ The vector is the class token and the patch tokens side by side, each half of le
 mean of two: what it is, and how it is arranged (patch by patch, at the same place of the square). **Ours**: DINO-I
 takes the class token alone. On rendered subjects of the sprites world seen through the shipped DINO the class token
 names 74 % of 941 crops among 12 subjects (six pairs share their two colours, and their class tokens have a cosine of
-0.98 to 1.00), the patch tokens 100 %, and the two together 100 %.
+0.98 to 1.00), the patch tokens 100 %.
 
 Legend: N pictures, R photos of a subject, K all the subjects of a project, D width of a vector.
 """
