@@ -356,3 +356,18 @@ def test_several_motions_and_a_preset(tmp_path):
     paper, tuned = (resolve("fuse", parse({"preset": name})) for name in ("paper", "tuned"))
     assert (paper.lambda_mix, paper.cuts, paper.steps) == (0, "videos", 300) and tuned.lambda_mix > 0
     assert paper.rate == tuned.rate != FuseOptions().rate                 # what the size of the base asks for stays
+
+
+def test_while_nothing_changes_a_state_is_found_out_once(root, monkeypatch):
+    make_all(root)
+    (root / "photos/toy/2.png").write_text("another")
+    project, wanted, asked = Workspace(root), states(root), []
+    intended = Workspace.intended
+    monkeypatch.setattr(Workspace, "intended", lambda self, stage, name, base=None: asked.append((stage.name, name))
+                        or intended(self, stage, name, base))
+    with project.looking():
+        found = {f"{stage.name} {name}": project.state_of(stage, name, BASE)
+                 for stage in STAGES.values() for name in stage.names(project)}
+    assert found == wanted and max(map(asked.count, asked)) <= 2          # with the base, and for eval without it
+    (root / "photos/toy/2.png").write_text("toy 2")
+    assert project.state_of(STAGES["learn-subject"], "toy", BASE), "outside, the project is looked at again"

@@ -16,7 +16,8 @@ def status(folder: Project = Path(), json: Json = False) -> None:
     """Show what is fresh, stale (and why) or missing, and where the options differ from the paper's."""
     with console.guarded():
         project = Workspace(folder)
-        rows = _states(project)
+        with project.looking():
+            rows = _states(project)
         differing = [{"stage": stage, "option": name, "value": value, "paper": paper, "why": why}
                      for stage in STAGES for name, value, paper, why in deviations(stage, project.settings)]
         kept = sum(facts.st_size for _, facts in project.cached())
@@ -48,7 +49,7 @@ def _states(project: Workspace) -> list[dict[str, object]]:
     rows = []
     for stage in STAGES.values():
         for name in stage.names(project):
-            state = project.intended(stage, name, base).state()
+            state = project.state_of(stage, name, base)
             rows.append({"stage": stage.name, "name": name, "state": state.kind, "reasons": list(state.reasons),
                          "next": "" if state else stage.command(name)})
         if stage.name == "sample":

@@ -136,8 +136,7 @@ class Plan:
     def upstream(self) -> list[tuple[Stage, str, State]]:
         """The artefacts that this one is made from, and their states."""
         makers = {(s.stage.name, s.name): s.stage for s in self.sources.values() if s.stage}
-        return [(stage, name, self.project.intended(stage, name, self.base).state())
-                for (_, name), stage in makers.items()]
+        return [(stage, name, self.project.state_of(stage, name, self.base)) for (_, name), stage in makers.items()]
 
     def require(self, *, stale_too: bool = True) -> None:
         """Raise MissingPrerequisite for an input that is not there, or (stale_too) is not what it should be by now."""

@@ -41,6 +41,7 @@ class Workspace:
         self.settings: Settings = project_file.read(path)
         self._ordered: dict[str, dict] = {}                       # names of samples given out by this process
         self._hashed: dict[Path, tuple[int, int, str]] = {}
+        self._states: dict[tuple[str, str, str], State] | None = None         # while `looking`
 
     @classmethod
     def create(cls, root: str | os.PathLike, *, base: str = "sprites", subjects: Mapping[str, Mapping] | None = None,
@@ -183,6 +184,25 @@ class Workspace:
         request = {key: value for key, value in by_hand.items() if key not in known}
         return self.plan(stage, name, type(options)(**{**vars(options), **known}), seed=manifest["seed"], base=base,
                          request=request)
+
+    def state_of(self, stage: Stage, name: str, base: Mapping[str, str] | None = None) -> State:
+        """The state of an artefact as the project wants it."""
+        if self._states is None:
+            return self.intended(stage, name, base).state()
+        key = (stage.name, name, json.dumps(plain(base) if stage.uses_base else None))
+        if key not in self._states:
+            self._states[key] = self.intended(stage, name, base).state()
+        return self._states[key]
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside, nothing is expected to change: the state of an artefact is found out once, however many others are
+        made from it. For `status`, which asks for thousands."""
+        self._states = {}
+        try:
+            yield
+        finally:
+            self._states = None
 
     def sample_name(self, stage: Stage, options: object, *, request: Mapping, seed: int, reserve: bool = True) -> str:
         """The name, "0001-toy-is-riding", of the sample with this request, seed and by-hand options, or a new one.
