@@ -82,7 +82,7 @@ def measure(project: Workspace, casts: Sequence[Sequence[str]] = CASTS, *, devic
     base, lines = identity_of(project), []
     wanted = list(orders(project, casts))
     for n, order in enumerate(wanted):
-        names = [f"alone--{slug(order.part)}--{order.what}--{slug(order.prompt)}--s{seed}" for seed in SEEDS]
+        names = [f"alone--{slug(order.part)}--{order.what}--{slug(order.prompt, 200)}--s{seed}" for seed in SEEDS]
         plans = [sample_plans(project, [order.prompt], order.options, subjects=order.subjects or None,
                               motion=order.motion, seed=seed, base=base, names=[name])[0]
                  for seed, name in zip(SEEDS, names)]
