@@ -65,7 +65,8 @@ def main() -> None:
     for video in sample(project, seed=1, **common):
         print(video.path)
     for score in evaluate(project, **common):
-        print(score.path, json.loads(score.path.read_text()))
+        found = json.loads(score.path.read_text())
+        print(score.path, f"success {found['success']}", found["paper protocol"])
 
 
 if __name__ == "__main__":
