@@ -90,6 +90,7 @@ def test_a_row_is_compared_on_its_own_cells_and_what_failed_counts():
     full, less = cells_of(table)
     assert full[:3] == ["full", "96", "67% (67% to 67%)"] and full[-1] == ""
     assert less[:4] == ["less", "96", "33% (33% to 33%)", "33%"]              # two of three were not made: 0 everywhere
+    assert less[8] == "0.67" and full[8] == "0.00", "a video that is not there is no better for leaking nothing"
     assert less[-1] == "-33% (-33% to -33%)"
 
 
