@@ -67,7 +67,7 @@ SCORES: dict[str, Callable[[Line], float]] = {
     "margins > 0": lambda line: every(line, J + "margins", lambda value: value > 0),
     "roles right": lambda line: every(line, J + "binding.right", bool),
     "motion": lambda line: number(line, J + "motion.min"),
-    "leak": lambda line: 1.0 if line["state"] == "failed" else number(line, J + "leak.max")}      # the worst, if not made
+    "leak": lambda line: 1.0 if line["state"] == "failed" else number(line, J + "leak.max")}      # the most
 PAPER = {name: f"paper protocol.{name}" for name in ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")}
 
 
