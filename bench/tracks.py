@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from stages import segmenters
+from stages.core.edges import snapped
 from stages.judging import THING
 from stages.metrics import dino
 from stages.metrics.looks import Gallery, Looks
 from stages.metrics.stats import interval
-from stages.metrics.tracks import follow, snapped
+from stages.metrics.tracks import follow
 from stages.segmenters import Segmenter
 from stages.sprites.looks import SUBJECTS
 from stages.sprites.oracle import find

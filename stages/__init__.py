@@ -21,7 +21,7 @@ from .prompts import motion_prompt
 
 __all__ = ["STAGES"]
 STAGES: dict[str, Stage] = {}
-CONTRACT = 2            # of evaluation: what a score file holds and how it is measured
+CONTRACT = 3            # of evaluation: what a score file holds and how it is measured
 
 
 # -- segment: names are "motions/NAME" or "subjects/NAME"; a bare name is looked up in the project -------------------

@@ -13,6 +13,7 @@ from . import segmenters
 from .core.cache import Cache
 from .core.cutmix import Cut, recast
 from .core.denoise import go_on
+from .core.edges import snapped
 from .core.errors import BadInput
 from .core.report import Report, silent
 from .core.takes import read_take, read_track
@@ -33,12 +34,13 @@ def setup_of(project: Workspace, threshold: float, device: str, instances: str =
 
 
 class Finder:
-    """The segmenter of fuse or sample: its name and threshold are theirs, everything else is what the project says of
-    segment. What it drew is kept in the cache; its networks are loaded when something is to be drawn."""
+    """The segmenter of fuse or sample: its name, threshold and edges are theirs, everything else is what the project
+    says of segment. What it drew is kept in the cache; its networks are loaded when something is to be drawn."""
 
     def __init__(self, project: Workspace, options: FuseOptions | SampleOptions, device: str, report: Report = silent
                  ) -> None:
         self._name, self._setup = options.segmenter, setup_of(project, options.threshold, device)
+        self._edges = options.edges
         self._project, self._report = project, report
 
     @cached_property
@@ -59,8 +61,13 @@ class Finder:
             return [video, phrase], make
 
         drawn = self._cache.several("masks", [job(video) for video in videos])
-        return [np.unpackbits(bits.numpy(), count=video[..., 0].size).astype(bool).reshape(video.shape[:3])
-                for bits, video in zip(drawn, videos)]
+        masks = [np.unpackbits(bits.numpy(), count=video[..., 0].size).astype(bool).reshape(video.shape[:3])
+                 for bits, video in zip(drawn, videos)]
+        return [self.edged(video, mask) for video, mask in zip(videos, masks)]
+
+    def edged(self, frames_FHWC: np.ndarray, masks_FHW: np.ndarray) -> np.ndarray:
+        """Masks, bool (F, H, W), as options.edges has them."""
+        return snapped(frames_FHWC, masks_FHW) if self._edges == "snapped" else masks_FHW
 
 
 def from_videos(name: str, videos: Sequence[np.ndarray], finder: Finder, class_word: str, report: Report = silent
@@ -90,10 +97,11 @@ def from_photos(name: str, photos: Sequence[Path], masks: Path | None, shape: tu
 
 
 def recast_clip(folder: Path, shape: tuple[int, int, int], roles: Mapping[str, str],
-                cuts: Mapping[str, Sequence[Cut]]) -> np.ndarray:
+                cuts: Mapping[str, Sequence[Cut]], finder: Finder) -> np.ndarray:
     """The clip with a subject in the place of each actor that has one -> uint8 (F, H, W, 3), of this shape (F, H, W):
     the beginning of its first window. folder: the motion's. roles: {actor: subject}. Of a subject's cuts the one that
-    shows most of it is taken. Raises BadInput where the clip was not segmented for an actor, or for fewer frames."""
+    shows most of it is taken. The finder brings what hides the actors to their edges: what a mask missed of an actor
+    would stay behind as a ghost. Raises BadInput where the clip was not segmented for an actor, or for fewer frames."""
     frames, *size = shape
     absent = [actor for actor in roles if not (folder / "masks" / slug(actor)).is_dir()]
     if absent:
@@ -108,7 +116,8 @@ def recast_clip(folder: Path, shape: tuple[int, int, int], roles: Mapping[str, s
     first = take.windows[0]
     tracks = [read_track(folder / "masks" / slug(actor), range(first, first + frames), tuple(size)) for actor in roles]
     fullest = [max(cuts[subject], key=lambda cut: cut.masks.sum()) for subject in roles.values()]
-    return recast(frames_FHWC, tracks, fullest).frames
+    hidden = np.any(tracks, 0)
+    return recast(frames_FHWC, tracks, fullest, hidden | finder.edged(frames_FHWC, hidden)).frames
 
 
 def _counted(cuts: list[Cut], there: int, of: str, class_word: str, remedy: str, report: Report) -> list[Cut]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import segmenters
 from .controls import WITHOUT, control_of
+from .core.edges import snapped
 from .core.report import Report, silent
 from .core.takes import read_take, read_track
 from .core.video import read_clip
@@ -26,13 +27,13 @@ from .metrics.contract import Reference, judge
 from .metrics.identity import Actors, leak
 from .metrics.looks import Gallery, Looks
 from .metrics.motion import track
-from .metrics.tracks import Found, Track, follow, snapped, together
+from .metrics.tracks import Found, Track, follow, together
 from .options import EvalOptions, resolve
 from .orders import target_of
 from .photos import Photo, read_photos
 from .prompts import motion_prompt, roles, slug
-from .sprites.looks import SUBJECTS
-from .sprites.oracle import find
+from .sprites.looks import ALL_COLOURS, SUBJECTS
+from .sprites.oracle import background_of, find
 
 THING = "object"        # what the sprites world's CLIPSeg is asked for: class words of its world give it the same masks
 
@@ -71,12 +72,15 @@ class Judges:
         return judge(found.tracks, gallery, reference, *self._leak(plan, found, gallery, reference))
 
     def by_oracle(self, plan: Plan, frames_FHWC: np.ndarray, leaks: Mapping | None = None, why: str = "") -> dict:
-        """leaks, why: as the segmenter has them; the oracle knows nothing of the clip's actors."""
+        """leaks, why: as the segmenter has them; the oracle knows nothing of the clip's actors. With "place", the
+        background that it sees ("snow"; "none" if it is like none of its world's)."""
         names, gallery = subjects_of(plan.project, plan.request), self._gallery(plan)
         seen = find(frames_FHWC, [SUBJECTS[name][0] for name in names])
         tracks = {name: Track.of(frames_FHWC, one.masks, self.looks, gallery, one.path)
                   for name, one in zip(names, seen)}
-        return judge(tracks, gallery, self._reference(plan), leaks, why)
+        inks = [ALL_COLOURS[ink] for name in names for ink in (SUBJECTS[name][0].colour, SUBJECTS[name][0].second)]
+        return {**judge(tracks, gallery, self._reference(plan), leaks, why),
+                "place": background_of(frames_FHWC.astype(np.float32), inks)[0]}
 
     def _follow(self, project: Workspace, frames_FHWC: np.ndarray, names: Sequence[str], gallery: Gallery) -> Found:
         """Subjects of one class word are told apart by their looks; the shipped CLIPSeg knows one word for all."""

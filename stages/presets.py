@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "teachers": ("turns", "fewer forwards a step, so more steps in the time; not compared alone"),
             "t_max": (0.65, "above, the motion branch has the say (motion_steps); 1 did worse, one run each"),
             "segmenter": ("clipseg", CLIPSEG),
+            "edges": ("snapped", "the union with the true masks of the photos is 0.99 with it, 0.84 without"),
             "cuts": ("photos", "cut from what its LoRAs draw, subjects come out blurred and doubled"),
             "together": (3, "in pairs only, under other values, no frame showed three; not compared alone"),
             "compositions": (96, "cheap, and each is seen about five times"),
@@ -57,7 +58,9 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
             "tau": (8, "the paper's share of guided steps, 15 of 50"),
             "motion_steps": (10, "by then the paths stand; without recast noise more than 14 washed the subjects out"),
             "guidance": (2.0, "at 3 shapes lost their edges: both in sight in 73 % of the frames of 6 videos, at 2 90"),
+            "guidance_steps": (10, "after the paths stand guidance only drives the colours out of the subjects' own"),
             "segmenter": ("clipseg", CLIPSEG),
+            "edges": ("snapped", "the union with the true masks of the photos is 0.99 with it, 0.84 without"),
             "inverted": ("cast", "the clip's own colours shine through the subjects and decide who takes which path"),
             "beta": (0.8, "at 0.4, 0.6 and 0.8 both were in sight in 80, 80 to 86, 93 % of the frames of 12 videos"),
             "guidance_motion": (1.0, "more of it brings the colours of the clip's actors along"),
@@ -74,7 +77,7 @@ DEPARTURES: dict[str, frozenset[str]] = {
     "learn-subject": frozenset({"lambda1", "uncaptioned", "unconditional"}),
     "fuse": frozenset({"steps", "schedule", "lambda_mix", "teachers", "t_max", "cuts", "together", "compositions",
                        "unconditional"}),
-    "sample": frozenset({"motion_steps", "inverted", "beta", "guidance_motion", "unconditional"}),
+    "sample": frozenset({"motion_steps", "guidance_steps", "inverted", "beta", "guidance_motion", "unconditional"}),
 }
 
 

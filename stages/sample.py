@@ -157,7 +157,7 @@ def recast_noise(project: Workspace, backbone: Backbone, plan: Plan, target: Tar
                               project.subject(name).class_word, report) for name in parts.values()}
     report(note="the clip is recast: " + listed([f"<{subject}> for the {actor}" for actor, subject in parts.items()]
                                                 or ["its actors stay, for the prompt names no subject"]))
-    clip = recast_clip(project.motion_folder(motion), shape, parts, cuts)
+    clip = recast_clip(project.motion_folder(motion), shape, parts, cuts, finder)
     walk = project.manifest(project.motion_folder(motion) / "invert.json")["options"]
     return clip, invert_clip(backbone, encode(backbone, clip[None]), steps=walk["inversion_steps"],
                              refine=walk["inversion_refine"], what="the recast clip", report=report)

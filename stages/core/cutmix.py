@@ -83,13 +83,15 @@ def place(cut: Cut, scale: float, rng: np.random.Generator) -> Cut:
     return Cut(frames, masks, cut.still)
 
 
-def recast(frames: np.ndarray, tracks: Sequence[np.ndarray], cuts: Sequence[Cut]) -> Composition:
+def recast(frames: np.ndarray, tracks: Sequence[np.ndarray], cuts: Sequence[Cut], hidden: np.ndarray | None = None
+           ) -> Composition:
     """A clip in which each cut stands where its actor stood. tracks: the actors' masks, (F, H, W) bool each, in the
     order of the cuts, which have as many frames. Centre of mass lies on centre of mass in every frame. The size is one
     for the clip, the actor's area in the median of the frames that show it (an actor half hidden would shrink its
-    subject); the first cut is rearmost. A frame without the actor is one without its subject."""
+    subject); the first cut is rearmost. A frame without the actor is one without its subject. hidden: bool (F, H, W),
+    what is taken out of the clip; None: the tracks."""
     placed = [_stand_in(cut, track) for cut, track in zip(cuts, tracks, strict=True)]
-    empty = clean_background(Cut(frames, np.any(tracks, axis=0)))
+    empty = clean_background(Cut(frames, np.any(tracks, axis=0) if hidden is None else hidden))
     return compose(placed, range(len(placed)), empty)
 
 

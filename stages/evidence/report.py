@@ -33,10 +33,10 @@ SPLITS = {"confirmation": CONFIRMATION, "development": DEVELOPMENT}
 KEPT = ("row", "cast", "motion", "prompt", "seed", "state", "success", "judged.oracle.success",
         "judged.segmenter.success", "judged.oracle.reasons", "judged.oracle.together", "judged.oracle.identity.min",
         "judged.oracle.motion.min", "judged.oracle.binding.chance corrected", "judged.oracle.leak.max",
-        "judged.segmenter.together", "judged.segmenter.identity.min", "judged.segmenter.motion.min",
-        "judged.segmenter.binding.chance corrected", "judged.segmenter.leak.max", "paper protocol.CLIP-T",
-        "paper protocol.CLIP-I", "paper protocol.DINO-I", "paper protocol.T. Cons.", "magnitude.pixels",
-        "cost.seconds", "cost.forwards")
+        "judged.oracle.place", "judged.segmenter.together", "judged.segmenter.identity.min",
+        "judged.segmenter.motion.min", "judged.segmenter.binding.chance corrected", "judged.segmenter.leak.max",
+        "paper protocol.CLIP-T", "paper protocol.CLIP-I", "paper protocol.DINO-I", "paper protocol.T. Cons.",
+        "magnitude.pixels", "cost.seconds", "cost.forwards")
 REASONS = {"in sight": "together in", "identity": "like itself", "role": "play its role", "path": "follow its path",
            "leak": "shows through", "leak not known": "leak is not known"}      # {what is said: a mark of its sentence}
 DRAWN = 10                                             # videos on a sheet
@@ -67,6 +67,7 @@ SCORES: dict[str, Callable[[Line], float]] = {
     "margins > 0": lambda line: every(line, J + "margins", lambda value: value > 0),
     "roles right": lambda line: every(line, J + "binding.right", bool),
     "motion": lambda line: number(line, J + "motion.min"),
+    "place right": lambda line: float(str(line.get(J + "place")) in str(line["prompt"]).split()),
     "leak": lambda line: 1.0 if line["state"] == "failed" else number(line, J + "leak.max")}      # the most
 PAPER = {name: f"paper protocol.{name}" for name in ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")}
 
@@ -102,7 +103,7 @@ def headline(lines: Sequence[Line], split: str | None) -> str:
         own = list(cells.values())
         cell = [name, str(len(own)), percent(estimate(own, SCORES["success"]))]
         for column, score in list(SCORES.items())[1:]:
-            share = column in ("all in sight", "margins > 0", "roles right")
+            share = column in ("all in sight", "margins > 0", "roles right", "place right")
             value = float(np.mean([score(line) for line in own]))
             cell.append(f"{value:.0%}" if share else f"{value:.2f}")
         out.append([*cell, "" if cells is full else percent(against(cells, full, SCORES["success"]), signed=True)])

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.cutmix import grow
 from ..sprites.match import components
 from .looks import Gallery, Looks
 from .motion import track
@@ -32,8 +31,6 @@ FAR = 0.5               # what the square of a way between two frames costs, fra
 COVER = 0.3             # what it is worth, by the same measure, that pieces cover the whole mask of a frame
 MOST = 7                # pieces of a frame that are looked at, for each subject, the largest first
 BEST = 300              # choices of a frame that are weighed against those of the next
-TONE, VARIED = 30.0, 1.6     # what differs from the surroundings: 8-bit RGB distance, and times their own spread
-REACH = 19              # percent of the height that a mask may grow by, along what differs
 
 
 @dataclass(frozen=True)
@@ -95,28 +92,6 @@ def together(found: Sequence[Found]) -> Found:
     """What was found of several groups of subjects in one video."""
     return Found({name: own for one in found for name, own in one.tracks.items()},
                  [torch.cat(parts) for parts in zip(*(one.vectors for one in found))])
-
-
-# -- masks ----------------------------------------------------------------------------------------------------------
-def snapped(frames_FHWC: np.ndarray, masks_FHW: np.ndarray) -> np.ndarray:
-    """Masks of a segmenter with soft edges, brought to the edges of the picture: what lies in or near the mask and
-    differs in colour from the surroundings more than these do among themselves. bool (F, H, W) -> the same.
-
-    The surroundings are what lies clear of every mask; they are one tone (their median over the video) and a spread.
-    Where they are so varied that nothing differs, a mask stays as it was. On 40 rendered clips of the sprites world
-    the union with the truth rises from 0.67-0.87 (by place) to 0.87-0.92, and what the mask catches of the subjects
-    from 0.70-0.95 to 0.95-1.00."""
-    unit = max(1, min(masks_FHW.shape[1:]) // 32)
-    around = ~grow(masks_FHW, 2 * unit)
-    if not masks_FHW.any() or not around.any():
-        return masks_FHW
-    tone = np.median(frames_FHWC[around].astype(np.float32), 0)
-    away = np.linalg.norm(frames_FHWC - tone, axis=-1)
-    odd = away > max(TONE, VARIED * np.percentile(away[around], 85))
-    out = odd & grow(masks_FHW, unit)
-    for _ in range(max(1, masks_FHW.shape[1] * REACH // 100)):
-        out = grow(out, 1) & odd
-    return np.where(out.any((1, 2))[:, None, None], out, masks_FHW)
 
 
 # -- pieces ---------------------------------------------------------------------------------------------------------
