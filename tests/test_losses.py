@@ -151,6 +151,16 @@ def test_a_recast_clip_has_the_subjects_where_its_actors_were():
     assert (out.frames[~out.masks.any(0)] == 100).all(), "an actor left a trace"
 
 
+def test_a_recast_clip_keeps_no_ghost_of_what_its_masks_missed():
+    clip, (track,) = tracks_of((2, 2, 6))
+    clip[:, 20:23, 2:5] = (200, 0, 0)                               # of the actor, far from its mask
+    photo = Cut.of_photo(np.full((24, 24, 3), 9, np.uint8), track[0], 4)
+    missed = (clip[..., 0] != clip[..., 1]) | track
+    assert (recast(clip, [track], [photo]).frames == (200, 0, 0)).all(-1).any()
+    out = recast(clip, [track], [photo], missed)
+    assert (out.frames[~out.masks.any(0)] == 100).all() and np.array_equal(out.masks[0], track)
+
+
 def test_a_recast_subject_leaves_the_frame_with_its_actor():
     clip, (track,) = tracks_of((0, 16, 8))                          # frames 1 and 2 show a part of it
     track[3], clip[3] = False, 100                                  # and 3 nothing

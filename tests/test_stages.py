@@ -17,6 +17,7 @@ from stages.backbones import identity
 from stages.core import report as reports
 from stages.core.cutmix import Cut, recast
 from stages.core.denoise import draw, encode, invert_clip
+from stages.core.edges import snapped
 from stages.core.errors import BadInput, Interrupted, MissingPrerequisite, UsageError
 from stages.core.lora import load as load_lora
 from stages.core.lora import load_tokens, mean
@@ -278,6 +279,15 @@ def test_the_recast_clip_is_what_a_cast_sample_starts_from(made, backbone):
         held = Photo(picture).fitted((32, 32)).picture
         cuts.append(Cut.of_photo(held, Middle().masks(held[None], ["x"])["x"].masks[0], 4))
     assert np.array_equal(clip, recast(read_take(motion, (32, 32)).window(), tracks, cuts).frames)
+    plan = sample_plans(project, [PROMPT], replace(options, edges="snapped"), reserve=False)[0]
+    edged, _ = recast_noise(project, backbone, plan, target_of(project, PROMPT))
+    window, hidden = read_take(motion, (32, 32)).window(), np.any(tracks, 0)
+    finer = []
+    for name in ("toy", "dog"):
+        each = [Photo(picture).fitted((32, 32)).picture for picture in read_images(project.photos(name))]
+        masks = [snapped(held[None], Middle().masks(held[None], ["x"])["x"].masks)[0] for held in each]
+        finer.append(max((Cut.of_photo(held, mask, 4) for held, mask in zip(each, masks)), key=lambda c: c.masks.sum()))
+    assert np.array_equal(edged, recast(window, tracks, finer, hidden | snapped(window, hidden)).frames)
     assert noise.shape == (1, 4, 4, *backbone.latent_size)
     assert told[0]["note"] == "the clip is recast: <toy> for the person and <dog> for the horse"
     x_0 = encode(backbone, clip[None])
