@@ -9,6 +9,7 @@ import pytest
 
 from stages.evidence import CONFIRMATION, DEVELOPMENT, MOTIONS, alone, prepare, report
 from stages.options import resolve
+from stages.sprites.example import CAST
 from stages.sprites.looks import SUBJECTS
 from stages.sprites.verdict import judge
 from stages.sprites.world import reference_clip
@@ -70,7 +71,8 @@ def lines_of(rows):
                 out.append(line | {"state": "failed", "success": False, "why": "sample x: broken"})
                 continue
             j = {"success": verdict, "reasons": "" if verdict else "toy does not follow its path (0.31)",
-                 "together": 1.0, "identity.min": 0.5, "motion.min": 0.9 if verdict else 0.3, "leak.max": 0.0}
+                 "together": 1.0, "identity.min": 0.5, "motion.min": 0.9 if verdict else 0.3, "leak.max": 0.0,
+                 "place": "snow" if seed else "grass"}
             for k in range(1, len(cast) + 1):
                 j |= {f"margins.{k}": 0.2, f"binding.right.{k}": True}
             out.append(line | {"state": "fresh", "success": verdict}
@@ -90,7 +92,8 @@ def test_a_row_is_compared_on_its_own_cells_and_what_failed_counts():
     full, less = cells_of(table)
     assert full[:3] == ["full", "96", "67% (67% to 67%)"] and full[-1] == ""
     assert less[:4] == ["less", "96", "33% (33% to 33%)", "33%"]              # two of three were not made: 0 everywhere
-    assert less[8] == "0.67" and full[8] == "0.00", "a video that is not there is no better for leaking nothing"
+    assert full[8] == "50%" and less[8] == "17%", "the place is read off each video, and a missing one has none"
+    assert less[9] == "0.67" and full[9] == "0.00", "a video that is not there is no better for leaking nothing"
     assert less[-1] == "-33% (-33% to -33%)"
 
 
@@ -109,12 +112,26 @@ def test_the_verdicts_are_compared():
 def test_each_part_alone(project):
     wanted = list(alone.orders(project))
     counts = {part: sum(order.part == part for order in wanted) for part in dict.fromkeys(o.part for o in wanted)}
-    assert counts == {"subject": 24, "fusion": 16, "motion": 16, "motion, beta = 0": 16, "the clip's noise alone": 16}
-    motion = next(order for order in wanted if order.part == "motion" and order.what == "orbit-3")
-    assert motion.prompt == "a green circle is orbiting a yellow square and a red triangle in the snow"
+    assert counts == {"subject": 24, "fusion": 16, **dict.fromkeys(alone.PARTS, 16)}
+    asked = [order for order in wanted if order.part == "motion" and order.what == "orbit-3"]
+    assert [order.prompt for order in asked] == [
+        f"a {one} circle is orbiting a {other} square and a red triangle on the grass"
+        for one, other in (("green", "yellow"), ("yellow", "green"))]
+    assert not {look for order in asked for look in order.looks} & set(CAST)
+    motion, usual = asked[0], resolve("sample", project.settings)
     assert motion.options.branches == "motion" and len(motion.paths) == 3 and not motion.subjects
-    assert motion.options.beta == resolve("sample", project.settings).beta
-    lines = [{"part": "motion", "what": what, "together": t, "paths": p, "prompt": "", "seed": 0}
-             for what, t, p in (("a", 1.0, 0.9), ("a", 0.9, 0.7), ("b", 0.5, 0.99))]
+    assert motion.options.beta == usual.beta and motion.options.guidance_motion is None
+    lines = [{"part": "motion", "what": what, "together": t, "paths": p, "moved": 0.95, "prompt": "", "seed": 0}
+             for what, t, p in (("a", 1.0, 0.9), ("a", 0.7, 0.7), ("b", 0.7, 0.99))]
     rows = cells_of(alone.table(lines))
-    assert rows[0] == ["motion", "all", "3", "80%", f"{np.mean([0.9, 0.7, 0.99]):.2f}", "33%"]
+    assert rows[0] == ["motion", "all", "3", "80%", "33%", f"{np.mean([0.9, 0.7, 0.99]):.2f}", "0.95"]
+
+
+def test_who_follows_which_path():
+    down, right = np.zeros((8, 2)), np.zeros((8, 2))
+    down[:, 1] = right[:, 0] = np.arange(8)
+    round_ = np.stack([np.sin(np.arange(8)), np.cos(np.arange(8))], 1)
+    assert alone.followed([down, right], [down, right]) == pytest.approx((1, 1))
+    assert alone.followed([right, down], [down, right]) == pytest.approx((0, 1))
+    assert alone.followed([right, down, round_], [down, round_, right])[1] == pytest.approx(1)
+    assert alone.followed([down, np.full((8, 2), np.nan)], [down, right]) == (0, 0)
