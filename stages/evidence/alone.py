@@ -37,8 +37,9 @@ from . import CONFIRMATION, DEVELOPMENT, MOTIONS
 
 PLACES = ("in the snow", "on the grass")
 SEEDS = (0, 1, 2)
-PARTS = {"motion": {"branches": "motion"}, "motion, beta = 0": {"branches": "motion", "beta": 0.0},
-         "the clip's noise alone": {"branches": "none"}, "the base alone": {"branches": "none", "beta": 0.0}}
+PARTS = {f"{what}, beta = {share}": {"branches": branches, "beta": beta}
+         for what, branches in (("motion", "motion"), ("no LoRA", "none"))
+         for share, beta in (("the preset's", None), (0.3, 0.3), (0, 0.0))}      # 0.3: the paper's
 SHAPES = ("circle", "square", "triangle")       # strangers: none of them is an actor of a clip
 COLOURS = (("green", "yellow", "red"), ("yellow", "green", "red"))
 CASTS = (*DEVELOPMENT, *CONFIRMATION)
@@ -81,7 +82,8 @@ def orders(project: Workspace, casts: Sequence[Sequence[str]] = CASTS) -> Iterat
             _, truth = write_clip(project.locate(project.motion(name).clip), motion, actors)
             paths = tuple(actor.path for actor in truth.actors)
             for part, options in PARTS.items():
-                yield Order(part, name, f"{prompt} {PLACES[1]}", (), name, replace(guided, **options), looks, paths)
+                given = {key: value for key, value in options.items() if value is not None}
+                yield Order(part, name, f"{prompt} {PLACES[1]}", (), name, replace(guided, **given), looks, paths)
 
 
 def followed(tracks: Sequence[np.ndarray], paths: Sequence[np.ndarray]) -> tuple[float, float]:
