@@ -6,9 +6,9 @@
                          clip does not show; with the motion LoRA and without, with the clip's noise and without
 
 Whether things move as in the clip is one question, who takes which path another: each has its column. The strangers'
-colours are dealt out both ways round, for the one most like an actor of the clip is drawn to that actor's path. A
-motion alone is guided like any other prompt: what the whole method leaves out of its motion branch, its subject branch
-has. Results: DIR/alone.json.
+colours are dealt out both ways round, for the one most like an actor of the clip is drawn to that actor's path. Each
+part is guided in every step, as any prompt is: what the whole method leaves out of its motion branch its subject branch
+has, and what it leaves out of its last steps the recast noise has. Results: DIR/alone.json.
 """
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class Order:
 def orders(project: Workspace, casts: Sequence[Sequence[str]] = CASTS) -> Iterator[Order]:
     """Every video but for its seed."""
     usual = resolve("sample", project.settings)
-    guided = replace(usual, guidance_motion=None)
+    guided = replace(usual, guidance_motion=None, guidance_steps=None)
     for place in PLACES:
         for name in dict.fromkeys(name for cast in casts for name in cast):
-            yield Order("subject", name, f"a {placeholder(name)} {place}", (name,), "none", usual,
+            yield Order("subject", name, f"a {placeholder(name)} {place}", (name,), "none", guided,
                         (SUBJECTS[name][0],))
         for cast in casts:
             text = " and ".join(f"a {placeholder(name)}" for name in cast)
-            yield Order("fusion", "+".join(cast), f"{text} {place}", tuple(cast), "none", usual,
+            yield Order("fusion", "+".join(cast), f"{text} {place}", tuple(cast), "none", guided,
                         tuple(SUBJECTS[name][0] for name in cast))
     for actors in sorted({len(cast) for cast in casts}):
         for motion, colours in product(MOTIONS, COLOURS):
