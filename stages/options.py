@@ -151,8 +151,8 @@ class FuseOptions(Options):
     unconditional: str = option("own", "own|base", "what guidance turns from in them: as in sample", "ours")
     segmenter: str = option("grounded-sam2", NETWORKS, "what finds the subject for CutMix", "§3.4")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
-    edges: str = option("drawn", "drawn|snapped", "the segmenter's masks as drawn, or brought to the edges of the "
-                        "picture", "ours")
+    edges: str = option("drawn", "drawn|snapped", "masks found here (not those of segment): as drawn, or brought "
+                        "to the edges of the picture", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
     layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
 
@@ -183,8 +183,8 @@ class SampleOptions(Options):
     segmenter: str = option("grounded-sam2", NETWORKS, "what finds the subjects in photos that were not segmented",
                             "ours")
     threshold: float = option(0.5, "0..1", "confidence above which a pixel belongs to the subject", "ours")
-    edges: str = option("drawn", "drawn|snapped", "the segmenter's masks as drawn, or brought to the edges of the "
-                        "picture", "ours")
+    edges: str = option("drawn", "drawn|snapped", "masks found here (not those of segment): as drawn, or brought "
+                        "to the edges of the picture", "ours")
     layers: str = option("mid", "", "whose maps guide: mid, all, or up to a layer such as up_blocks.1", "ours")
     branches: str = option("auto", "auto|subject|motion|joint|none", "which run: auto, those there are; joint: both "
                            "LoRAs in one model, in place of two branches; for ablations", "§4")

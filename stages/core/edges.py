@@ -1,11 +1,11 @@
 """Masks with soft edges, brought to the edges of the picture: numpy only. **Ours**.
 
 A segmenter of few cells (CLIPSeg) blurs an outline by a pixel or two of a small picture, and misses the parts of a
-thing that are unlike the rest. SAM2 needs none of this. What lies in or near a mask and differs from the surroundings
+thing that are unlike the rest. What lies in or near a mask and differs from the surroundings
 belongs to it; what differs because it is half thing and half surroundings does not.
 
-On photos of the twelve held-out subjects of the sprites world the union with the truth rises from 0.84 (0.34 at the
-least, black things at night) to 0.99 (0.92).
+On the 72 photos of the twelve held-out subjects of the sprites world intersection over union with the truth rises from
+0.85 (0.44 at the least, a black thing at night) to 0.99 (0.93).
 Legend: frames uint8 (F, H, W, 3), masks bool (F, H, W).
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ def snapped(frames_FHWC: np.ndarray, masks_FHW: np.ndarray) -> np.ndarray:
     """bool (F, H, W) -> the same: of one thing, or of several that need not be told apart.
 
     The surroundings are what lies clear of every mask; they are one tone (their median over the video) and a spread.
-    Where they are so varied that nothing differs, a mask stays as it was. What differs is `outline`d, then `trimmed`.
+    Where they are so varied that nothing differs, a mask stays as it was. `outlined`, then `trimmed`.
     """
     around = ~grow(masks_FHW, 2 * max(1, min(masks_FHW.shape[1:]) // 32))
     if not masks_FHW.any() or not around.any():

@@ -2,7 +2,7 @@
 
     a subject alone      "a <toy> in the snow", its own LoRA, no motion
     a fusion alone       "a <toy> and a <pet> in the snow", the fused LoRA, no motion
-    a motion alone       "a green circle is chasing a yellow square in the snow": things that the base knows and the
+    a motion alone       "a green circle is chasing a yellow square on the grass": things that the base knows and the
                          clip does not show; with the motion LoRA and without, with the clip's noise and without
 
 Whether things move as in the clip is one question, who takes which path another: each has its column. The strangers'
