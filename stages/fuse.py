@@ -111,7 +111,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
                           if photos else from_videos(name, videos[name], finder, class_word, report))
         groups = compose_groups(backbone, teachers, cuts, options, seed=seed)
         lora = fuse_loras(backbone, teachers, groups, options, seed=seed, checkpoints=plan.checkpoints,
-                          identity=plan.identity, report=report, team=team)
+                          identity=plan.identity, curve_to=out / "lora-loss.csv", report=report, team=team)
         if team.main:
             save(lora, out / "lora.safetensors")
             (out / "videos").mkdir()
@@ -125,8 +125,8 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
 
 
 def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence[Group], options: FuseOptions, *,
-               seed: int = 0, checkpoints: Path | None = None, identity: str = "", report: Report = silent,
-               team: Team = ALONE) -> Lora:
+               seed: int = 0, checkpoints: Path | None = None, identity: str = "", curve_to: Path | None = None,
+               report: Report = silent, team: Team = ALONE) -> Lora:
     """Minimise L_fusion + lambda2 L_attn over one spatial LoRA, from the mean of the teachers' (rank N r) -> that LoRA;
     from the sum of their changes where options.start says so.
 
@@ -170,10 +170,15 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
                 rows(names)
                 return backbone.predict(x, t, c) if names else x
 
+        def drawn(step: int, generator: torch.Generator) -> str:
+            group = groups[step // len(rounds) % len(groups)].names if _composing(options) else ()
+            return f"L_fusion of {', '.join(t.name for t in rounds[step % len(rounds)])}" + \
+                (f", a composition of {', '.join(group)}" if group else "")
+
         optimizer = adamw(own.values(), options.rate)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop, report=report,
-            team=team)
+            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop,
+            batch=drawn, curve_to=curve_to, report=report, team=team)
         names = [t.name for t in teachers]
         origin = provenance(backbone, "subject", map(placeholder, names))
         return own.lora(subjects="+".join(names), prompt=together_prompt(*names), **origin)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import STAGES
@@ -25,6 +24,7 @@ from .core.errors import BadInput
 from .core.framing import fit_size
 from .core.lora import save_tokens
 from .core.report import Report, asked_to_stop, silent
+from .core.saving import save_tensors
 from .core.sheets import contact_sheet
 from .core.takes import FRAMES, read_facts, read_take, read_track
 from .core.team import ALONE, Team, on_devices
@@ -70,7 +70,7 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
         clip_FHWC = read_take(folder, size).window()                      # **ours**: of several windows, the first
         crops = crops_of(folder, actors, plan.options.token_frame, size)
         tokens = learn_tokens(backbone, crops, plan.options, seed=seed, checkpoints=plan.checkpoints,
-                              identity=plan.identity, report=report, team=team)
+                              identity=plan.identity, curve_to=out / "tokens-loss.csv", report=report, team=team)
         if team.main:
             x_0 = encode(backbone, clip_FHWC[None])
             steps, refine = plan.options.inversion_steps, plan.options.inversion_refine
@@ -80,15 +80,15 @@ def invert(project: Workspace, motion: str | None = None, options: InvertOptions
             plan.facts |= {"round trip error": error, "round trip PSNR": _psnr(shown, clip_FHWC)}
             report(note=f"inversion there and back: latent error {error:.3f}, {plan.facts['round trip PSNR']:.1f} dB")
             save_tokens(tokens, out / "tokens.safetensors")
-            save_file({"noise": noise.cpu()}, out / "noise.safetensors")
+            save_tensors({"noise": noise}, out / "noise.safetensors")
             sheet = [("the clip", clip_FHWC), ("inverted and back", shown)]
             contact_sheet([*sheet, *_token_rows(project, backbone, crops, tokens, seed)], out / "invert-preview.png")
     return plan.artifact()
 
 
 def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertOptions, *, seed: int = 0,
-                 checkpoints: Path | None = None, identity: str = "", report: Report = silent,
-                 team: Team = ALONE) -> dict[str, Tensor]:
+                 checkpoints: Path | None = None, identity: str = "", curve_to: Path | None = None,
+                 report: Report = silent, team: Team = ALONE) -> dict[str, Tensor]:
     """Textual inversion (Eq. 4) of every actor on its crop, "A <person>" -> {"<person>": (1, width)}.
 
     min over v of E || eps_theta(x_t, c(v), t) - eps ||^2, x the crop as a video of one frame. **Ours**: the mean goes
@@ -111,7 +111,8 @@ def learn_tokens(backbone: Backbone, crops: Mapping[str, Crop], options: InvertO
 
     optimizer = adamw(tokens.values(), options.token_rate)
     fit(tokens, losses_at, optimizer=optimizer, steps=options.token_steps, seed=seed, checkpoints=checkpoints,
-        identity=identity, stop=asked_to_stop, report=report, team=team)
+        identity=identity, stop=asked_to_stop, curve_to=curve_to, report=report, team=team,
+        batch=lambda step, generator: f"{rows} noise levels of each of {', '.join(crops)}")
     return {name: rows.detach() for name, rows in tokens.items()}
 
 

@@ -79,6 +79,7 @@ def learn_motion(project: Workspace, motion: str | None = None, options: LearnMo
 
         lora = learn_motion_tensors(backbone, encode(backbone, clips_NFHWC), vectors_m, vectors_ap, options,
                                     seed=seed, checkpoints=plan.checkpoints, identity=plan.identity,
+                                    curve_to=out / "lora-loss.csv",
                                     preview=preview if team.main else None, report=report, team=team)
         origin = provenance(backbone, "motion", map(placeholder, placeholders(c_m)))
         if team.main:
@@ -102,8 +103,9 @@ def prompts_of(sentence: MotionPrompt, options: LearnMotionOptions, tokens: Mapp
 
 def learn_motion_tensors(backbone: Backbone, latents_NCFhw: Tensor, vectors_m: Tensor, vectors_ap: Tensor,
                          options: LearnMotionOptions, *, seed: int = 0, checkpoints: Path | None = None,
-                         identity: str = "", preview: Callable[[int, Lora], None] | None = None,
-                         report: Report = silent, team: Team = ALONE) -> Lora:
+                         identity: str = "", curve_to: Path | None = None,
+                         preview: Callable[[int, Lora], None] | None = None, report: Report = silent,
+                         team: Team = ALONE) -> Lora:
     """Minimise L_mot over the temporal LoRA. latents_NCFhw: the windows of the clip; **ours**: of several, each row of
     the batch is one drawn at random. vectors_m, vectors_ap: c_m and c_ap, (1, L, D). w = 0: plain fine-tuning.
 
@@ -140,7 +142,8 @@ def learn_motion_tensors(backbone: Backbone, latents_NCFhw: Tensor, vectors_m: T
 
         optimizer = adamw(own.values(), options.rate)
         fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, after_step=after_step, stop=asked_to_stop, report=report, team=team)
+            identity=identity, after_step=after_step, stop=asked_to_stop, curve_to=curve_to, report=report, team=team,
+            batch=lambda step, generator: f"{options.batch} noise levels of the clip's {len(latents_NCFhw)} windows")
         return own.lora()
 
 

@@ -76,8 +76,8 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
 
         token, lora = learn_subject_tensors(
             backbone, latents_NC1hw, subject, plan.request["class"], clips, options, seed=seed,
-            checkpoints=plan.checkpoints, identity=plan.identity, preview=preview if team.main else None, report=report,
-            team=team)
+            checkpoints=plan.checkpoints, identity=plan.identity, curve_to=out / "lora-loss.csv",
+            preview=preview if team.main else None, report=report, team=team)
         if team.main:
             save_tokens({placeholder(subject): token}, out / "token.safetensors")
             save(lora, out / "lora.safetensors")
@@ -97,8 +97,9 @@ def _shown(photos: Sequence[Photo]) -> list[tuple[str, np.ndarray]]:
 
 def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: str, class_word: str,
                           clips: Sequence[tuple[str, Tensor]], options: LearnSubjectOptions, *, seed: int = 0,
-                          checkpoints: Path | None = None, identity: str = "", preview: Preview | None = None,
-                          report: Report = silent, team: Team = ALONE) -> tuple[Tensor, Lora]:
+                          checkpoints: Path | None = None, identity: str = "", curve_to: Path | None = None,
+                          preview: Preview | None = None, report: Report = silent,
+                          team: Team = ALONE) -> tuple[Tensor, Lora]:
     """Minimise L_sub + lambda1 L_reg over the token (1, width) and the spatial LoRA -> both.
 
     latents_NC1hw: the photos. clips: (caption, latents (1, C, F, h, w)) of the auxiliary set; none: L_sub alone.
@@ -123,6 +124,9 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
         loss_reg = denoising_loss(backbone, clips[k][1], c_reg, generator, rows=mine["L_reg"])              # L_reg
         return {"loss": losses.subject(loss_sub, loss_reg, options.lambda1), "L_sub": loss_sub, "L_reg": loss_reg}
 
+    def drawn(step: int, generator: torch.Generator) -> str:
+        return "photos " + ", ".join(map(str, pick(len(latents_NC1hw), options.batch, generator).tolist()))
+
     def after_step(step: int) -> None:
         done = step + 1
         if preview and (done == options.steps or options.preview_every and done % options.preview_every == 0):
@@ -133,6 +137,6 @@ def learn_subject_tensors(backbone: Backbone, latents_NC1hw: Tensor, subject: st
         optimizer = adamw([{"params": [token], "lr": options.token_rate}, {"params": list(own.values())}], options.rate)
         fit({"token": token, **own}, losses_at, optimizer=optimizer, steps=options.steps, seed=seed,
             checkpoints=checkpoints, identity=identity, rate=schedule(options.schedule, options.steps),
-            after_step=after_step, stop=asked_to_stop, report=report, team=team)
+            after_step=after_step, stop=asked_to_stop, batch=drawn, curve_to=curve_to, report=report, team=team)
         origin = {"class": class_word, **provenance(backbone, "subject", [name])}
         return token.detach(), own.lora(subject=subject, prompt=subject_prompt(subject), **origin)

@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import BadInput, Locked
-from .plan import versions
 from .report import Report, silent
+from .saving import save_tensors
+from .stage import versions
 from .workspace import Workspace
 
 MOST = 4 * 2**30           # bytes
@@ -126,16 +126,11 @@ class Cache:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Best effort: a value is as good where it cannot be kept (no room, no right, the folder just deleted)."""
-        here, half = {name: value.cpu() for name, value in tensors.items()}, path.with_suffix(f".{os.getpid()}.partial")
         try:
             if not self._trimmed:
                 self._trim()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(here, half, metadata={"crc32": _checksum(here)})
-            half.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                half.unlink(missing_ok=True)
+            save_tensors(tensors, path, {"crc32": _checksum(tensors)})
+        except OSError as error:
             if not self._told:
                 self._report(note=f"{self._project.show(path.parent)} cannot be written ({error}): it will be computed "
                                   "again")

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import BadInput
 from .merged import merged, slices
+from .saving import save_tensors
 
 if TYPE_CHECKING:
     from ..backbones.unet3d import UNet3D as Backbone
@@ -231,8 +231,7 @@ def save(lora: Lora, path: Path) -> None:
     """Safetensors under PEFT's names; alpha, rank and the metadata as JSON under one key of the header, because
     safetensors writes several keys in a random order, and the same LoRA shall give the same bytes."""
     header = json.dumps({**lora.metadata, "alpha": lora.alpha, "rank": lora.rank}, sort_keys=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in lora.tensors.items()}, path,
-              metadata={"lora": header})
+    save_tensors(lora.tensors, path, {"lora": header})
 
 
 def load(path: Path) -> Lora:
@@ -249,7 +248,7 @@ def load(path: Path) -> Lora:
 
 def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
     """{"<toy>": (n, width)}, the learned rows of the text encoder's token embedding."""
-    save_file({name: rows.detach().cpu().contiguous() for name, rows in tokens.items()}, path)
+    save_tensors(tokens, path)
 
 
 def load_tokens(path: Path) -> dict[str, Tensor]:

@@ -12,29 +12,30 @@ input's hash are those of the manifest, and the files are those that the stage l
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import BadInput, MissingPrerequisite, OutOfResources
+from . import store
+from .changes import changes, damage, differences, named
+from .errors import BadInput, MissingPrerequisite
 from .lock import locked
 from .report import Report, silent
-from .stage import Artifact, Input, Stage, State, plain
+from .stage import Artifact, Input, Stage, State, plain, versions
 
 if TYPE_CHECKING:
     from .team import Team
     from .workspace import Workspace
 
-VERSIONS = ("videomage", "torch", "diffusers", "transformers", "peft", "safetensors")
+PATIENCE = 1.0          # seconds to wait for a lock: one who opens the project may just sweep up after a killed run
+ROOM = 16 * 2**20       # bytes that a stage wants free before it begins, beside twice what it made the last time
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Plan:
             self.sources[label] = dataclasses.replace(here, path=path) if here else Input(path, label)
         self.inputs: dict[str, Path | tuple[Path, ...]] = {key: item.path for key, item in self.sources.items()}
         self.manifest_path = self.folder / self.stage.manifest.format(stage=self.stage.name, name=self.name)
-        self.partial = self.project.partial / f"{self.stage.name}-{self.name.replace('/', '-')}"
+        self.partial = self.project.partial / key_of(self.stage.name, self.name)
 
     # -- identity -----------------------------------------------------------------------------------------------
     def settings(self) -> dict[str, object]:
@@ -114,14 +115,14 @@ class Plan:
             absent = [source.what for source in self.sources.values() if not source.files()]
             return State("missing", tuple(f"needs {what}" for what in absent))
         skip = set(old.get("given", ())) - self.by_hand()       # compared only when it is named by hand again
-        reasons = [*_damage(self, old), *_changes(self._as_before(old["settings"]), self.settings(), "")]
+        reasons = [*damage(self, old), *changes(self._as_before(old["settings"]), self.settings(), "")]
         if old["seed"] != self.seed:
             reasons.append(f"seed {old['seed']} -> {self.seed}")
         if self.stage.uses_base and self.base is not None and old["base"] != plain(self.base):
-            reasons.append(f"base {_named(old['base'])} -> {_named(self.base)}")
+            reasons.append(f"base {named(old['base'])} -> {named(self.base)}")
         now, then = ({k: v for k, v in side.items() if k.split("/")[0] not in skip}
                      for side in (self.hashes(), old["inputs"]))
-        reasons += [f"input {key} {verb}" for key, verb in _differences(then, now)]
+        reasons += [f"input {key} {verb}" for key, verb in differences(then, now)]
         if deep:
             reasons += [f"follows {stage.name} '{name}', which is {state.kind}"
                         for stage, name, state in self.upstream() if state.kind == "stale"]
@@ -159,62 +160,79 @@ class Plan:
     # -- making -------------------------------------------------------------------------------------------------
     @contextmanager
     def making(self, report: Report = silent, *, force: bool = False, team: Team | None = None) -> Iterator[Path]:
-        """A temporary folder for the stage's files; when the block ends well they are hashed, moved into place, and
-        described by the manifest, last. When it raises, the artefact from before stands untouched. team: the processes
-        that make it together (core/team.py): the first one does all this, the others write nothing and wait for it.
+        """A temporary folder for the stage's files; when the block ends well they are hashed and published with their
+        manifest (store.py). When it raises, the artefact from before stands untouched. team: the processes that make it
+        together (core/team.py): the first one does all this, the others write nothing and wait for it.
 
         Raises MissingPrerequisite before anything is done (force: a stale prerequisite is taken as it is), Locked where
-        another process makes the same artefact, OutOfResources when the disk is full."""
+        another process makes the same artefact or one that it is made from, or reads this one; BadInput where the
+        folder cannot be written to; OutOfResources when the disk is full, or will be."""
         self.require(stale_too=not force)
         if team and not team.main:
             yield self.partial
             team.wait()
             self.made = True
             return
-        with locked(self.partial.with_suffix(".lock"), f"{self.stage.name} '{self.name}'"):
+        with self._locked(report):
             out = self.partial / f"out-{os.getpid()}"
             started = time.monotonic()
-            inputs = self.hashes()
             try:
-                for leftover in self.partial.glob("out-*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                out.mkdir(parents=True)
+                self._make_room(out)
+                inputs = self.hashes()
                 yield out
                 if self.hashes() != inputs:
                     report(note="an input changed while this ran: the artefact will count as stale")
-                self._move(out, inputs, time.monotonic() - started)
+                self._publish(out, inputs, time.monotonic() - started)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise OutOfResources(f"the disk that holds {self.project.root} is full",
-                                         "make room, and run it again: it goes on from its last checkpoint") from error
+                if store.is_full(error):
+                    raise store.full(self.project.root) from error
                 raise
             finally:
                 shutil.rmtree(out, ignore_errors=True)
-            shutil.rmtree(self.partial, ignore_errors=True)
+            store.remove_folder(self.partial)
             self.made = True
         if team:
             team.wait()
 
-    def _move(self, out: Path, inputs: Mapping[str, str], seconds: float) -> None:
-        """The old manifest goes first and the new one comes last: whatever is seen in between counts as missing."""
+    @contextmanager
+    def _locked(self, report: Report) -> Iterator[None]:
+        """The only one that makes this, and nobody remakes what it is made from."""
+        doing = f"{self.stage.name} '{self.name}'"
+        makers = dict.fromkeys((s.stage.name, s.name) for s in self.sources.values() if s.stage)
+        how = {"doing": doing, "patience": PATIENCE, "report": report}
+        with ExitStack() as held:
+            held.enter_context(locked(self.partial.with_suffix(".lock"), doing, **how))
+            for stage, name in makers:
+                path = (self.project.partial / key_of(stage, name)).with_suffix(".lock")
+                held.enter_context(locked(path, f"{stage} '{name}'", shared=True, **how))
+            yield
+
+    def _make_room(self, out: Path) -> None:
+        """An empty folder to work in, what a killed run left swept away. Whatever will not go is found out now."""
+        for place in (self.partial, self.folder):
+            store.probe(place, ROOM + 2 * sum(path.stat().st_size for path in self._there()))
+        ready = self.partial / store.READY
+        if ready.exists():                                   # made whole by a run that was killed just then
+            store.carry_out(self.project.root, ready)
+        for leftover in self.partial.glob("out-*"):
+            store.remove_folder(leftover)
+        store.make_folder(out)
+
+    def _there(self) -> list[Path]:
+        """The files of the artefact from before."""
+        old = self.recorded() or {"files": {}}
+        return [path for path in (self.folder / name for name in old["files"]) if path.is_file()]
+
+    def _publish(self, out: Path, inputs: Mapping[str, str], seconds: float) -> None:
         names = sorted(str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_file())
         assert names, f"{self.stage.name} left no file"
         manifest = {**self._record(), "inputs": dict(inputs), "seconds": round(seconds, 1),
                     "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": plain(self.facts),
                     "files": {name: self.kept.get(name) or self.project.sha256(out / name) for name in names}}
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         old = self.recorded() or {"files": {}}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.manifest_path.unlink(missing_ok=True)
-        for name in old["files"].keys() - set(names):
-            (self.folder / name).unlink(missing_ok=True)
-            with suppress(OSError):                              # of a folder that still holds something
-                (self.folder / name).parent.rmdir()
-        for name in names:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).replace(self.folder / name)
-        (out / "manifest").write_text(text, encoding="utf-8")
-        (out / "manifest").replace(self.manifest_path)
+        root = self.project.root
+        store.carry_out(root, store.publish(root, out, folder=self.folder, manifest=self.manifest_path, record=manifest,
+                                            gone=old["files"].keys() - set(names)))
 
     def _record(self) -> dict[str, object]:
         """What the manifest says of the order. overrides: the settings that were asked for this once and are not the
@@ -249,44 +267,10 @@ class Plan:
                         tuple(self.folder / name for name in manifest["files"]), manifest, self.made)
 
 
+def key_of(stage: str, name: str) -> str:
+    """An artefact's name in .partial/: of its folder there, and of its lock."""
+    return f"{stage}-{name.replace('/', '-')}"
+
+
 def _real(source: Input) -> list[Path]:
     return [path.resolve() for path in (source.path if isinstance(source.path, tuple) else (source.path,))]
-
-
-@cache
-def versions() -> dict[str, str | None]:
-    """Of the libraries that a result depends on."""
-    return {name: _version(name) for name in VERSIONS}
-
-
-def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version  # here: it would take a tenth of --help's time
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _named(base: Mapping[str, str] | None) -> str:
-    return f"{base['name']}@{str(base['revision'])[:8]}" if base else "none"
-
-
-def _changes(old: Mapping, new: Mapping, prefix: str) -> list[str]:
-    return [f"{prefix}{key} {old.get(key)!r} -> {new[key]!r}" for key in new if key not in old or old[key] != new[key]]
-
-
-def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, str]]:
-    keys = dict.fromkeys([*old, *new])
-    return [(key, "is gone" if key not in new else "is new" if key not in old else "changed")
-            for key in keys if old.get(key) != new.get(key)]
-
-
-def _damage(plan: Plan, manifest: Mapping) -> list[str]:
-    """Files of the artefact that are gone, or were changed afterwards and are not a person's to change."""
-    found = []
-    for name in manifest["files"]:
-        if not (plan.folder / name).is_file():
-            found.append(f"its file {name} is gone")
-    edited = [name for name in plan.edited(manifest) if not name.startswith(plan.stage.editable)]
-    return [*found, *(f"its file {name} was changed by hand" for name in edited)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from . import store
 from .errors import BadInput, Refused, UsageError
 
 FILE = "project.yaml"
@@ -177,4 +178,4 @@ def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, p
         block("options", dict(options), "Hyper-parameters by stage; `videomage fuse --help` lists a stage's.",
               "# options:\n#   sample: {steps: 50}\n")))
     parse(yaml.safe_load(text))                       # what we write, we can read
-    path.write_text(text, encoding="utf-8")
+    store.write(path, text)

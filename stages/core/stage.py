@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .errors import VideomageError
     from .settings import Settings
     from .workspace import Workspace
+
+VERSIONS = ("videomage", "torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,18 @@ def plain(value: object) -> object:
     """Tuples, paths and dataclasses as JSON has them, so that what is read back equals what was written."""
     return json.loads(json.dumps(value, default=lambda other: other.as_posix() if isinstance(other, Path) else
                                  sorted(other) if isinstance(other, set) else str(other)))
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Of the libraries that a result depends on."""
+    return {name: _version(name) for name in VERSIONS}
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # here: it would take a tenth of --help's time
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -5,23 +5,19 @@ resumed from a checkpoint draws the very numbers that the calm run would have dr
 """
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from . import divergence
+from .checkpoints import Checkpoints
 from .errors import BadInput, Interrupted, NumericError
 from .report import Report, silent
 from .team import ALONE, Team
 
-KEEP = 2            # checkpoints kept: the newest and the one before it
 _FUSED = ("cpu", "cuda")    # kinds of device on which AdamW takes all parameters in one kernel
 
 
@@ -47,27 +43,32 @@ def adamw(parameters: Iterable[Tensor] | Iterable[dict], rate: float) -> torch.o
 
 def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,
         optimizer: torch.optim.Optimizer, steps: int, seed: int, checkpoints: Path | None = None,
-        identity: str = "", every_seconds: float = 60.0, clip: float | None = 1.0,
+        identity: str = "", every_seconds: float = 60.0, every_steps: int = 250, clip: float | None = 1.0,
         rate: Callable[[int], float] = lambda step: 1.0, after_step: Callable[[int], None] | None = None,
         stop: Callable[[], bool] = lambda: False, buffers: Mapping[str, Tensor] | None = None,
+        batch: Callable[[int, torch.Generator], str] = lambda step, generator: "", curve_to: Path | None = None,
         team: Team = ALONE, report: Report = silent) -> list[dict[str, float]]:
     """Minimise losses_at(step, generator)["loss"] over the named parameters, in place -> the curve, a row per step.
 
     losses_at returns named scalars; "loss" is what is minimised. rate(step) scales every group's learning rate.
     team: the processes that share this run. losses_at then returns this process's part of every scalar, 0 where it has
     none; gradients and scalars are added up, the curve is that of the whole, and the first process writes.
-    checkpoints: a folder; where it holds a whole checkpoint of the same `identity` (a hash of what defines this run),
-    the loop goes on from there. buffers: tensors that are not trained but belong to the state (a moving average that
-    after_step updates). stop() is asked after every step: True, in one process, saves and raises Interrupted in all.
-    Raises NumericError before the optimizer's step if a loss or a gradient is not finite: the last good state is kept.
+    checkpoints: a folder; where it holds a whole one of the same `identity` (a hash of what defines this run), the loop
+    goes on from there; one is written every so many seconds, and steps. buffers: tensors that are not trained but
+    belong to the state (a moving average that after_step updates). stop() is asked after every step: True, in one
+    process, saves and raises Interrupted in all. curve_to: a csv file for the curve. batch(step, generator): what
+    losses_at draws at that step, in words, for the message of a failure.
+    Raises NumericError before the optimizer's step if a loss or a gradient is not finite (the last good state is kept),
+    and, after a warning, where the run diverges; OutOfResources where the disk has no room for the checkpoints.
     """
     base_rates = [group["lr"] for group in optimizer.param_groups]
     learned, buffers = list(parameters.values()), buffers or {}
-    curve = _restore(checkpoints, identity, parameters, buffers, optimizer, report) if checkpoints else []
+    saved = Checkpoints(checkpoints, identity, parameters, buffers, optimizer, every_seconds, every_steps, team.main,
+                        report)
+    curve = saved.restore()
     if team.any(team.first_says(len(curve)) != len(curve)):
         raise BadInput(f"the processes of this run found different checkpoints in {checkpoints}", "delete that folder")
     team.same([*learned, *buffers.values()])
-    saved_at = time.monotonic()
     for step in range(len(curve), steps):
         for group, base in zip(optimizer.param_groups, base_rates):
             group["lr"] = base * rate(step)
@@ -77,78 +78,45 @@ def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Genera
         sums = team.add_up(learned, losses)
         norm = torch.nn.utils.clip_grad_norm_(learned, clip if clip else math.inf)
         *values, size = torch.stack([*sums.values(), norm]).tolist()                 # the one wait for the device
-        row = dict(zip(sums, values))
+        where = f"step {step} of {steps}, learning rate {optimizer.param_groups[-1]['lr']:.3g}"
         if not all(map(math.isfinite, (*values, size))):
-            if checkpoints and team.main:
-                _save(checkpoints, identity, parameters, buffers, optimizer, curve)
+            saved.save(curve)
             team.wait()
-            raise NumericError(f"step {step} of {steps}: loss {row['loss']:.4g}, gradient norm {size:.4g}",
-                               f"lower the learning rate (now {base_rates[0]:.3g}) or train in float32; "
-                               "nothing of this step was applied")
+            raise _broken(dict(zip(sums, values)), size, where, batch(step, generator_at(seed, step)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        curve.append(row)
+        curve.append(dict(zip(sums, values)))
         if after_step:
             after_step(step)
-        report(step=step + 1, of=steps, **row)
+        report(step=step + 1, of=steps, **curve[-1])
+        _watch(curve, where, report)
         stopping = team.any(stop()) and step + 1 < steps
-        if checkpoints and team.main and (stopping or time.monotonic() - saved_at > every_seconds):
-            _save(checkpoints, identity, parameters, buffers, optimizer, curve)
-            saved_at = time.monotonic()
+        if stopping or saved.due(curve):
+            saved.save(curve)
         if stopping:
             team.wait()                                      # whoever ends first is not to cut the saving short
             raise Interrupted(f"stopped after step {step + 1} of {steps}", "run the same command again to go on")
+    if curve_to and team.main:
+        write_curve(curve, curve_to)
     return curve
 
 
-def named_state(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor],
-                optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters, buffers and optimizer state as one flat dict of tensors: what a checkpoint holds (no pickle)."""
-    out = {f"value/{name}": p.detach() for name, p in parameters.items()}
-    out.update({f"buffer/{name}": b for name, b in buffers.items()})
-    for name, p in parameters.items():
-        for key, value in optimizer.state.get(p, {}).items():
-            out[f"state/{name}/{key}"] = torch.as_tensor(value)
-    return out
+def _broken(row: Mapping[str, float], size: float, where: str, drawn: str) -> NumericError:
+    found = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+    return NumericError(f"{where}{f', {drawn}' if drawn else ''}: {found}, gradient norm {size:.4g}",
+                        "lower the learning rate or train in float32; nothing of this step was applied")
 
 
-def _save(folder: Path, identity: str, parameters, buffers, optimizer, curve) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{len(curve):07d}.safetensors"
-    partial = target.with_suffix(".partial")
-    tensors = {k: v.contiguous().cpu().clone() for k, v in named_state(parameters, buffers, optimizer).items()}
-    save_file(tensors, partial, metadata={"identity": identity, "curve": json.dumps(curve)})
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(target)
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
-        old.unlink()
+def _watch(curve: Sequence[Mapping[str, float]], where: str, report: Report) -> None:
+    verdict, seen = ("", "") if len(curve) % divergence.WINDOW else divergence.judge([row["loss"] for row in curve])
+    if verdict == "stop":
+        raise NumericError(f"{where}: the run has diverged, {seen}", "lower the learning rate")
+    if verdict:
+        report(note=f"{where}: {seen}. If it goes on like this, the learning rate is too high")
 
 
-def _restore(folder: Path, identity: str, parameters, buffers, optimizer, report: Report) -> list[dict[str, float]]:
-    """Load the newest whole checkpoint of this identity, in place -> its curve ([] if there is none)."""
-    fused = optimizer.defaults.get("fused")                            # such an optimizer counts steps on the device
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
-        try:
-            with safe_open(path, "pt") as file:
-                meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118 (no iterator)
-        except (SafetensorError, OSError) as damage:
-            report(note=f"checkpoint {path.name} is damaged ({damage}); the one before it is used")
-            continue
-        if meta.get("identity") != identity:
-            continue
-        with torch.no_grad():
-            for name, b in buffers.items():
-                b.copy_(tensors[f"buffer/{name}"])
-            for name, p in parameters.items():
-                p.copy_(tensors[f"value/{name}"])
-                slots = {key.rsplit("/", 1)[1]: value for key, value in tensors.items()
-                         if key.startswith(f"state/{name}/")}
-                if slots:
-                    optimizer.state[p] = {k: v.to(p.device if fused else "cpu") if k == "step" else v.to(p)
-                                          for k, v in slots.items()}
-        curve = json.loads(meta["curve"])
-        report(note=f"going on from step {len(curve)}")
-        return curve
-    return []
+def write_curve(curve: Sequence[Mapping[str, float]], path: Path) -> None:
+    """The losses as csv: step, and a column for each."""
+    lines = [",".join(["step", *(curve[0] if curve else ["loss"])])]
+    lines += [",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(curve)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from . import settings as project_file
+from . import store
 from .errors import BadInput, MissingPrerequisite
 from .kinds import PICTURES, UNREADABLE
 from .lock import locked
@@ -39,6 +40,7 @@ class Workspace:
             raise MissingPrerequisite(f"{self.root.resolve()} holds no {project_file.FILE}, so it is not a project",
                                       "Run: videomage init   (or say -p DIR)")
         self.settings: Settings = project_file.read(path)
+        store.settle(self.root)
         self._ordered: dict[str, dict] = {}                       # names of samples given out by this process
         self._hashed: dict[Path, tuple[int, int, str]] = {}
         self._states: dict[tuple[str, str, str], State] | None = None         # while `looking`
@@ -51,7 +53,6 @@ class Workspace:
         path = Path(root) / project_file.FILE
         if path.exists():
             raise BadInput(f"{path} is there already", "edit it, or choose another folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
         project_file.write(path, base=base, subjects=subjects or {}, motion=motion, motions=motions, prompts=prompts,
                            options=options or {})
         return cls(root)
@@ -221,9 +222,7 @@ class Workspace:
                 name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
                 self._ordered[name] = order
             if reserve and not self.sample_folder(name).exists():
-                folder = self.partial / f"sample-{name}"
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+                store.write(self.partial / f"sample-{name}" / "order.json", json.dumps(order))
         return name
 
     def _sample_order(self, name: str) -> dict | None:
