@@ -11,7 +11,7 @@ EVIDENCE  ?= evidence
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test test-sam2 lint sprites sprites-quality evidence evidence-quick bench bench-gpu clean
+.PHONY: help install demo test test-faults test-sam2 lint sprites sprites-quality evidence evidence-quick bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:                ## this list
@@ -30,6 +30,9 @@ demo: $(READY)       ## segment, invert, learn, fuse, sample, eval on files of i
 
 test: $(READY)       ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-faults: $(READY)  ## crashes at every operation, kills, full disks, damaged and hostile files; ends with a count (under 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults
 
 test-sam2:           ## SAM2 through the package of its authors, in an environment of its own (.venv-sam2)
 	test -x .venv-sam2/bin/python || $(PYTHON) -m venv .venv-sam2

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,19 @@ def swept(tmp_path_factory) -> Path:
     assert run(store_of(root), How()) == {}
     torch.set_num_threads(threads)
     return root
+
+
+@pytest.fixture
+def survived(record_property):
+    """survived(area, case): a fault that was tried and did no harm; `make test-faults` counts them at its end."""
+    return lambda area, case: record_property("survived", [area, case])
+
+
+def pytest_terminal_summary(terminalreporter):
+    passed = terminalreporter.stats.get("passed", [])
+    counts = Counter(value[0] for report in passed for key, value in report.user_properties if key == "survived")
+    if counts:
+        terminalreporter.section("faults tried and survived")
+        for area, count in sorted(counts.items()):
+            terminalreporter.write_line(f"{area:52} {count:6}")
+        terminalreporter.write_line(f"{'all':52} {counts.total():6}")

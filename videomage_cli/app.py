@@ -1,4 +1,4 @@
-"""The `videomage` command: one function for each stage, and init, status, doctor, demo. Nothing here imports torch."""
+"""The `videomage` command: one function for each stage, and init, status, unlock, doctor, demo. Imports no torch."""
 from __future__ import annotations
 
 import os
@@ -16,7 +16,7 @@ refuse_foreign_stages()                     # before anything of `stages` is imp
 
 from stages import CLIPS_ALONE, STAGES  # noqa: E402
 from stages.core.errors import MissingPrerequisite, UsageError  # noqa: E402
-from stages.core.report import ask_to_stop  # noqa: E402
+from stages.core.report import ask_to_stop, asked_to_stop, can_stop  # noqa: E402
 from stages.core.settings import did_you_mean  # noqa: E402
 from stages.core.workspace import Workspace, fused_name  # noqa: E402
 
@@ -38,6 +38,7 @@ from .flags import (  # noqa: E402
 from .sources import ensure_project, photos_of, segment_sources, typed_before  # noqa: E402
 from .status import status  # noqa: E402
 from .sweep import sweep  # noqa: E402
+from .unlock import unlock  # noqa: E402
 from .words import SpreadCommand  # noqa: E402
 
 app = typer.Typer(name="videomage", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -51,7 +52,18 @@ def main() -> None:
         for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(name, "error")
     signal.signal(signal.SIGTERM, lambda *_: ask_to_stop())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:          # a job in the background is deaf to it
+        signal.signal(signal.SIGINT, _on_ctrl_c)
     app()
+
+
+def _on_ctrl_c(*_: object) -> None:
+    """The first lets a loop finish its step and save; the second, or one where no such loop runs, ends at once."""
+    if asked_to_stop() or not can_stop():
+        raise KeyboardInterrupt
+    console.ctrl_c = True
+    os.write(2, b"\nstopping after this step, which is saved; Ctrl-C again stops at once\n")
+    ask_to_stop()
 
 
 def _version(wanted: bool) -> None:
@@ -91,6 +103,7 @@ def init(base: Base = "sprites", folder: Project = Path()) -> None:
 
 
 app.command()(status)
+app.command()(unlock)
 
 
 @app.command(cls=SpreadCommand)

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from stages.core.errors import OutOfResources, VideomageError
+from stages.core.errors import Interrupted, OutOfResources, VideomageError
 
 QUIET_SECONDS = 15.0            # without a terminal: at most one line of progress in so many seconds
 CTRL_C = 130
+ctrl_c = False                  # whether a request to stop came from the keyboard
 DEFECT = 1                      # an exit code of no meaning: something we did not foresee
 
 
@@ -151,7 +152,7 @@ def guarded() -> Iterator[None]:
         known = refusal(error)
         if known:
             show_error(known)
-            raise typer.Exit(known.exit_code) from None
+            raise typer.Exit(CTRL_C if ctrl_c and isinstance(known, Interrupted) else known.exit_code) from None
         say(f"error: {type(error).__name__}: {error}. This is a defect of videomage: run it again with --debug "
             "(videomage --debug COMMAND ...) and report what it shows.", "red")
         raise typer.Exit(DEFECT) from None

@@ -10,12 +10,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing.connection import wait as wait_for
 from queue import Empty
 
-from .report import Report, ask_to_stop, asked_to_stop, silent
+from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
 POLL_SECONDS = 0.2
 _facts = None                                            # of a worker: the queue that leads to the parent's report
 
 
+@stoppable()
 def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
                  after: Mapping[str, Sequence[str]] | None = None, report: Report = silent) -> dict[str, object]:
     """Run every call as call(report=...) in a pool of `workers` processes -> {name: what it returned}.

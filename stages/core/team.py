@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .errors import OutOfResources, UsageError, VideomageError
 from .jobs import POLL_SECONDS, begin
-from .report import Report, ask_to_stop, asked_to_stop, silent
+from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
 GRACE_SECONDS = 3.0                # that the others of a failed run have to end by themselves
 PATIENCE = timedelta(days=30)      # of a message: `together` notices who is gone, and previews take their time
@@ -222,6 +222,7 @@ def together(call: Callable[..., object], devices: Sequence[str], *, report: Rep
     return ends[0].value
 
 
+@stoppable()
 def _watch(processes: Mapping, devices: Sequence[str], stopping, report: Report) -> list[_End]:
     """Pass on what the first process reports until all have ended, or GRACE_SECONDS after it has, or one has failed."""
     pipes, ends, limit, first = dict(zip(processes, devices)), {}, None, next(iter(processes))

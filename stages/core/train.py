@@ -15,7 +15,7 @@ from torch import Tensor
 from . import divergence
 from .checkpoints import Checkpoints
 from .errors import BadInput, Interrupted, NumericError
-from .report import Report, silent
+from .report import Report, silent, stoppable
 from .team import ALONE, Team
 
 _FUSED = ("cpu", "cuda")    # kinds of device on which AdamW takes all parameters in one kernel
@@ -41,6 +41,7 @@ def adamw(parameters: Iterable[Tensor] | Iterable[dict], rate: float) -> torch.o
     return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=all(p.device.type in _FUSED for p in each))
 
 
+@stoppable()
 def fit(parameters: Mapping[str, Tensor], losses_at: Callable[[int, torch.Generator], Mapping[str, Tensor]], *,
         optimizer: torch.optim.Optimizer, steps: int, seed: int, checkpoints: Path | None = None,
         identity: str = "", every_seconds: float = 60.0, every_steps: int = 250, clip: float | None = 1.0,

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from ..backbones import kept
 from ..core.errors import Interrupted
-from ..core.report import Report, ask_to_stop, asked_to_stop
+from ..core.report import Report, ask_to_stop, asked_to_stop, stoppable
 from .run import Crew, finish
 from .schedule import Failure, Job, Schedule
 from .work import Hand, How
@@ -106,6 +106,7 @@ class Hands:
             actor.stop.remote()
 
 
+@stoppable()
 def carry_out(schedule: Schedule, how: How, crew: Crew, report: Report) -> None:
     """Every job, several at once. Raises Interrupted when all have stopped at their next checkpoint."""
     ray = _begin(crew)
