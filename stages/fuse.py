@@ -175,9 +175,9 @@ def fuse_loras(backbone: Backbone, teachers: Sequence[Teacher], groups: Sequence
             return f"L_fusion of {', '.join(t.name for t in rounds[step % len(rounds)])}" + \
                 (f", a composition of {', '.join(group)}" if group else "")
 
-        optimizer = adamw(own.values(), options.rate)
-        fit(own, losses_at, optimizer=optimizer, steps=options.steps, seed=seed, checkpoints=checkpoints,
-            identity=identity, rate=schedule(options.schedule, options.steps), stop=asked_to_stop,
+        steps, optimizer = options.steps_for(len(teachers)), adamw(own.values(), options.rate)
+        fit(own, losses_at, optimizer=optimizer, steps=steps, seed=seed, checkpoints=checkpoints,
+            identity=identity, rate=schedule(options.schedule, steps), stop=asked_to_stop,
             batch=drawn, curve_to=curve_to, report=report, team=team)
         names = [t.name for t in teachers]
         origin = provenance(backbone, "subject", map(placeholder, names))

@@ -135,6 +135,8 @@ class FuseOptions(Options):
 
     start: str = option("mean", "mean|sum", "of the subject LoRAs' changes, where training starts", "§3.4; ours")
     steps: int = option(300, "0.. steps", "training steps; 0: what it starts from, as it is", "suppl. (250-450)")
+    steps_per: str = option("run", "run|pair", "what has so many steps: the run, or a run of two subjects, and one of "
+                            "more as many more as it has subjects", "ours")
     rate: float = option(1e-4, "(0..10", "learning rate of the fused LoRA", "suppl.")
     schedule: str = option("constant", "constant|cosine", "course of the learning rate; cosine: to nothing", "ours")
     batch: int = option(1, "1..4096", "videos of each subject in a step", "ours")
@@ -155,6 +157,10 @@ class FuseOptions(Options):
                         "to the edges of the picture", "ours")
     overlap: float = option(0.25, "0..1", "CutMix: the most of a subject that the front one may hide", "§3.4; ours")
     layers: str = option("all", "", "whose cross-attention maps L_attn reads: mid, all, or such as up_blocks.1", "ours")
+
+    def steps_for(self, subjects: int) -> int:
+        """Training steps of a run that fuses so many."""
+        return round(self.steps * subjects / 2) if self.steps_per == "pair" else self.steps
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
         },
         "fuse": {
             "steps": (520, "as many as ten minutes allow with a margin"),
+            "steps_per": ("pair", "they take turns: each has its 260 steps, however many there are"),
             "rate": (2e-3, "a base of a few million parameters moves little at 1e-4; 3e-3 did no better"),
             "schedule": ("cosine", "so that so high a rate settles; a constant one was not compared"),
             "lambda_mix": (12.0, "without it two subjects merge; at 20 three stood on the clip's ground, one run"),
@@ -75,8 +76,8 @@ PRESETS: dict[str, dict[str, dict[str, tuple[object, str]]]] = {
 # what in PRESETS is another method than the paper's, and not the same at another size
 DEPARTURES: dict[str, frozenset[str]] = {
     "learn-subject": frozenset({"lambda1", "uncaptioned", "unconditional"}),
-    "fuse": frozenset({"steps", "schedule", "lambda_mix", "teachers", "t_max", "cuts", "together", "compositions",
-                       "unconditional"}),
+    "fuse": frozenset({"steps", "steps_per", "schedule", "lambda_mix", "teachers", "t_max", "cuts", "together",
+                       "compositions", "unconditional"}),
     "sample": frozenset({"motion_steps", "guidance_steps", "inverted", "beta", "guidance_motion", "unconditional"}),
 }
 

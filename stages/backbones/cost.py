@@ -197,7 +197,7 @@ def _fuse(base: Base, o: Options, count: int) -> tuple[Phases, float]:
             "encoding": base.unet_bytes + base.vae_bytes + base.pictures(down=True),
             "learning": held + peak,
             "decoding": base.unet_bytes + base.vae_bytes + base.pictures(down=False)}, \
-        o.steps * step + count * o.videos * 2 * o.video_steps * base.forward()
+        o.steps_for(count) * step + count * o.videos * 2 * o.video_steps * base.forward()
 
 
 def _sample(base: Base, o: Options, count: int) -> tuple[Phases, float]:

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import store
+from . import formats, store
 from .changes import changes, damage, differences, named
 from .errors import BadInput, MissingPrerequisite
 from .lock import locked
 from .report import Report, silent
+from .settings import FILE
 from .stage import Artifact, Input, Stage, State, plain, versions
 
 if TYPE_CHECKING:
@@ -59,10 +60,11 @@ class Plan:
         self.sources = dict(self.stage.inputs(self.project, self.name, self.options, self.request))
         for label, path in self.given.items():
             here = self.sources.get(label)
-            self.sources[label] = dataclasses.replace(here, path=path) if here else Input(path, label)
+            self.sources[label] = dataclasses.replace(here, path=path, problem=None) if here else Input(path, label)
         self.inputs: dict[str, Path | tuple[Path, ...]] = {key: item.path for key, item in self.sources.items()}
         self.manifest_path = self.folder / self.stage.manifest.format(stage=self.stage.name, name=self.name)
-        self.partial = self.project.partial / key_of(self.stage.name, self.name)
+        self.home = self._home(self.folder)
+        self.partial = self.home / ".partial" / key_of(self.stage.name, self.name)
 
     # -- identity -----------------------------------------------------------------------------------------------
     def settings(self) -> dict[str, object]:
@@ -194,17 +196,26 @@ class Plan:
         if team:
             team.wait()
 
+    def _home(self, folder: Path) -> Path:
+        """The project that an artefact's folder is part of: this one, or, where a sweep's variant holds a link to it,
+        the one that the link leads to. Its lock and half-written work are there, whoever makes it."""
+        real, root = folder.resolve(), self.project.root
+        if real.is_relative_to(root.resolve()):
+            return root
+        return next((place for place in real.parents if (place / FILE).is_file()), root)
+
     @contextmanager
     def _locked(self, report: Report) -> Iterator[None]:
         """The only one that makes this, and nobody remakes what it is made from."""
         doing = f"{self.stage.name} '{self.name}'"
-        makers = dict.fromkeys((s.stage.name, s.name) for s in self.sources.values() if s.stage)
+        makers = {(s.stage.name, s.name): s.stage for s in self.sources.values() if s.stage}
         how = {"doing": doing, "patience": PATIENCE, "report": report}
         with ExitStack() as held:
-            held.enter_context(locked(self.partial.with_suffix(".lock"), doing, **how))
-            for stage, name in makers:
-                path = (self.project.partial / key_of(stage, name)).with_suffix(".lock")
-                held.enter_context(locked(path, f"{stage} '{name}'", shared=True, **how))
+            held.enter_context(locked(self.partial.with_name(f"{self.partial.name}.lock"), doing, **how))
+            for (_, name), stage in makers.items():
+                home = self._home(self.project.root / stage.folder(self.project, name))
+                path = home / ".partial" / f"{key_of(stage.name, name)}.lock"
+                held.enter_context(locked(path, f"{stage.name} '{name}'", shared=True, **how))
             yield
 
     def _make_room(self, out: Path) -> None:
@@ -213,7 +224,7 @@ class Plan:
             store.probe(place, ROOM + 2 * sum(path.stat().st_size for path in self._there()))
         ready = self.partial / store.READY
         if ready.exists():                                   # made whole by a run that was killed just then
-            store.carry_out(self.project.root, ready)
+            store.carry_out(self.home, ready)
         for leftover in self.partial.glob("out-*"):
             store.remove_folder(leftover)
         store.make_folder(out)
@@ -230,19 +241,20 @@ class Plan:
                     "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": plain(self.facts),
                     "files": {name: self.kept.get(name) or self.project.sha256(out / name) for name in names}}
         old = self.recorded() or {"files": {}}
-        root = self.project.root
-        store.carry_out(root, store.publish(root, out, folder=self.folder, manifest=self.manifest_path, record=manifest,
-                                            gone=old["files"].keys() - set(names)))
+        folder = self.folder if self.home == self.project.root else self.folder.resolve()
+        store.carry_out(self.home, store.publish(
+            self.home, out, folder=folder, manifest=folder / self.manifest_path.relative_to(self.folder),
+            record=manifest, gone=old["files"].keys() - set(names)))
 
     def _record(self) -> dict[str, object]:
         """What the manifest says of the order. overrides: the settings that were asked for this once and are not the
         project's, so that `status` does not call the result stale; given: inputs named by hand, for the same reason."""
         options = {key: self.project.show(value) if isinstance(value, Path) else value
                    for key, value in vars(self.options).items()}
-        return {"stage": self.stage.name, "name": self.name, "identity": self.identity, "options": plain(options),
-                "request": plain(self.request), "settings": self.settings(), "overrides": sorted(self.overrides()),
-                "given": sorted(self.by_hand()), "base": plain(self.base) if self.stage.uses_base else None,
-                "seed": self.seed, "versions": versions()}
+        return {formats.KEY: formats.MANIFEST, "stage": self.stage.name, "name": self.name, "identity": self.identity,
+                "options": plain(options), "request": plain(self.request), "settings": self.settings(),
+                "overrides": sorted(self.overrides()), "given": sorted(self.by_hand()),
+                "base": plain(self.base) if self.stage.uses_base else None, "seed": self.seed, "versions": versions()}
 
     def overrides(self) -> dict[str, object]:
         """The settings that differ from what the project itself asks of this artefact."""

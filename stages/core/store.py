@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .borders import border_of, inside
 from .errors import BadInput, Locked, OutOfResources, Refused
 from .lock import locked
 
@@ -143,7 +144,7 @@ def carry_out(root: Path, ready: Path) -> None:
     try:
         task = json.loads((ready / COMMIT).read_text(encoding="utf-8"))
         folder, manifest = (_within(root, task[key]) for key in ("folder", "manifest"))
-        gone = [_within(folder, name) for name in task["gone"]]
+        gone = [_within(root, f"{task['folder']}/{name}") for name in task["gone"]]
     except (OSError, ValueError, KeyError, TypeError) as damage:
         raise BadInput(f"{ready} is damaged ({type(damage).__name__})", "delete that folder") from damage
     moved = [path.relative_to(ready) for path in sorted(ready.rglob("*"))
@@ -171,7 +172,7 @@ def settle(root: Path) -> None:
     work is left alone; where nothing may be written (a folder that is only looked at), all stays as it is."""
     for left in sorted({*(root / ".partial").glob(f"*/{READY}"), *(root / ".partial").glob("*/out-*")}):
         try:
-            with locked(left.parent.with_suffix(".lock"), left.parent.name):
+            with locked(left.parent.with_name(f"{left.parent.name}.lock"), left.parent.name):
                 if left.name != READY:
                     remove_folder(left)
                 elif left.exists():
@@ -184,7 +185,7 @@ def settle(root: Path) -> None:
 def _within(root: Path, name: str) -> Path:
     """A name that was written down, below root. Raises Refused for one that leads elsewhere."""
     path = root / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(root.resolve()):
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside(path, border_of(root)):
         raise Refused(f"a file of this project names {name!r}, which lies outside", "do not use this folder, or delete "
                       "its .partial/")
     return path
