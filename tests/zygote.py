@@ -7,6 +7,7 @@ the stage costs, and no start of Python.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -16,8 +17,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from videomage_cli.console import refusal
+
 OTHER = 99              # exit code: an error that is none of ours
-NOBODY = 65534
+CAPABILITIES_3 = 0x20080522
 
 
 class Zygote:
@@ -33,20 +36,21 @@ class Zygote:
         return json.loads(self._process.stdout.readline())
 
     def run(self, root: Path, stage: str, name: str, *, options: dict | None = None, force: bool = False, seed: int = 0,
-            failpoint: str = "", kill_at_step: int | None = None, file_limit: int | None = None, nobody: bool = False
-            ) -> tuple[int, str]:
-        """(exit code, negative for a signal; what was said). kill_at_step: SIGKILL when that step is reported;
-        file_limit: RLIMIT_FSIZE, bytes; nobody: as a user who owns nothing."""
+            failpoint: str = "", kill_at_step: int | None = None, every_steps: int = 0, file_limit: int | None = None,
+            nobody: bool = False) -> tuple[int, str]:
+        """(exit code, negative for a signal; what was said). kill_at_step: SIGKILL when that step, or the first
+        that is trained if it comes later, is reported; every_steps: to the next checkpoint; file_limit: RLIMIT_FSIZE;
+        nobody: where permissions count, as for anyone but the superuser."""
         answer = self._ask(root=str(root), stage=stage, name=name, options=options or {}, force=force, seed=seed,
-                           failpoint=failpoint, kill_at_step=kill_at_step, file_limit=file_limit, nobody=nobody)
+                           failpoint=failpoint, kill_at_step=kill_at_step, every_steps=every_steps, file_limit=file_limit,
+                           nobody=nobody)
         return answer["code"], answer["said"]
 
     def look(self, root: Path) -> dict:
         return json.loads(self._ask(root=str(root), look=True)["said"])
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 # -- in the process ---------------------------------------------------------------------------------------------------
@@ -83,7 +87,8 @@ def _obey(order: dict, writing: int) -> None:
         said = _look(Path(order["root"])) if order.get("look") else _run(order, writing)
         code = 0
     except BaseException as error:
-        code, said = getattr(error, "exit_code", OTHER), f"{type(error).__name__}: {error}"
+        known = refusal(error)                                          # as the command line would tell it
+        code, said = known.exit_code if known else OTHER, f"{type(error).__name__}: {error}"
     with suppress(OSError):
         os.write(writing, said.encode())
     os._exit(code)
@@ -91,6 +96,7 @@ def _obey(order: dict, writing: int) -> None:
 
 def _run(order: dict, writing: int) -> str:
     from stages import STAGES
+    from stages.core import checkpoints
     from stages.core.store import FAILPOINT
     from stages.core.workspace import Workspace
     from stages.options import resolve
@@ -100,11 +106,15 @@ def _run(order: dict, writing: int) -> str:
     def report(**facts: object) -> None:
         if "note" in facts:
             said.append(str(facts["note"]))
-        if facts.get("step") == order["kill_at_step"] and "loss" in facts:
+        if order["kill_at_step"] and "loss" in facts and facts["step"] >= order["kill_at_step"]:
+            os.write(writing, f"killed after step {facts['step']}".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
+    if order["every_steps"]:
+        checkpoints.Checkpoints.due = lambda self, curve: len(curve) - self._after >= order["every_steps"]
+
     if order["nobody"]:
-        os.setuid(NOBODY)
+        _give_up_rights()
     if order["failpoint"]:
         os.environ[FAILPOINT] = order["failpoint"]
     project = Workspace(order["root"])
@@ -120,25 +130,32 @@ def _run(order: dict, writing: int) -> str:
     return "\n".join(said)
 
 
+def _give_up_rights() -> None:
+    """Whoever runs the tests as the superuser may write everywhere: not so without capabilities."""
+    header, none = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, none) == 0
+
+
 def _look(root: Path) -> str:
     from stages import STAGES
     from stages.backbones import identity_of
     from stages.core.workspace import Workspace
 
     project = Workspace(root)
-    base, states, files = identity_of(project), {}, {}
+    base, states, files, manifests = identity_of(project), {}, {}, {}
     for stage in STAGES.values():
         for name in stage.names(project):
             key, plan = f"{stage.name} {name}", project.intended(stage, name, base)
             states[key] = plan.state().kind
             manifest = plan.recorded()
+            manifests[key] = manifest and {part: manifest[part] for part in ("settings", "seed", "inputs")}
             files[key] = manifest and {file: project.sha256(plan.folder / file) for file in manifest["files"]
                                        if (plan.folder / file).is_file()}
             if manifest and states[key] == "fresh":
                 assert files[key] == manifest["files"], key
     left = sorted(path.relative_to(root).as_posix() for path in root.rglob("*")
                   if path.is_file() and (".partial" in path.parts or path.name.endswith(".partial")))
-    return json.dumps({"states": states, "files": files, "left": left})
+    return json.dumps({"states": states, "files": files, "manifests": manifests, "left": left})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Everything that is printed: results on stdout, talk on stderr, errors as one sentence with its remedy."""
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from stages.core.errors import Interrupted, OutOfResources, VideomageError
+from stages.core.store import is_full
 
 QUIET_SECONDS = 15.0            # without a terminal: at most one line of progress in so many seconds
 CTRL_C = 130
@@ -115,7 +115,7 @@ def refusal(error: BaseException) -> VideomageError | None:
         where = " on the device" if torch and isinstance(error, torch.OutOfMemoryError) else ""
         return OutOfResources(f"memory ran out{where}", "`videomage doctor --plan STAGE` shows what a "
                               "stage needs, and what lowers it")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         return OutOfResources("the disk is full", "make room, and run it again")
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages import STAGES
+from stages.core import lock
 from stages.core.errors import VideomageError
 from stages.core.workspace import Workspace
 from stages.options import deviations, show
@@ -32,6 +33,9 @@ def status(folder: Project = Path(), json: Json = False) -> None:
         console.out("")
         console.table("differs from the paper", ("stage", "option", "here", "paper", "why"),
                       [(d["stage"], d["option"], show(d["value"]), show(d["paper"]), d["why"]) for d in differing])
+        for name, found in lock.all_records(project.partial).items():
+            for owner in found.values():
+                console.say(f"{name}: {owner.mode} lock of {owner}, {owner.state}")
         if kept:
             console.say(f".cache holds {kept / 1e6:.1f} MB of what need not be computed again; it can be deleted")
     return None

@@ -114,6 +114,33 @@ def clear(path: Path) -> list[Owner]:
     return list(found.values())
 
 
+def sweep(folder: Path) -> list[str]:
+    """Remove the records of owners that are dead, and their locks -> a notice for each that was writing."""
+    said = []
+    for name, found in all_records(folder).items():
+        path, dead = folder / f"{name}.lock", {file: owner for file, owner in found.items() if owner.state == "dead"}
+        said += [_gone(owner) for owner in dead.values() if owner.mode == "write"]
+        for file in dead:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR)
+            _drop(path, handle)
+            os.close(handle)
+    return said
+
+
+def _gone(owner: Owner) -> str:
+    return f"process {owner.pid}, which made {owner.doing} since {owner.since}, is gone: its lock is cleared"
+
+
+def _drop(path: Path, handle: int) -> None:
+    """Remove a lock's file, unless somebody holds it or is on record."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)               # fails while others read: they remove it
+        if not records(path) and _still_there(path, handle):
+            path.unlink(missing_ok=True)
+
+
 # -- holding ----------------------------------------------------------------------------------------------------------
 @contextmanager
 def locked(path: Path, what: str, *, shared: bool = False, wait: bool = False, patience: float = 0.0,
@@ -147,9 +174,7 @@ def locked(path: Path, what: str, *, shared: bool = False, wait: bool = False, p
     finally:
         with suppress(OSError):
             record.unlink(missing_ok=True)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)               # fails while others read: they remove it
-            if not records(path):
-                path.unlink(missing_ok=True)
+        _drop(path, handle)
         os.close(handle)
 
 
@@ -162,15 +187,14 @@ def _judge_left_over(path: Path, what: str, shared: bool, report: Report) -> Non
             raise Locked(f"{what} was locked by {owner}, and whether that is at work still cannot be seen from here",
                          f"if it is not: videomage unlock {path.stem}")
         file.unlink(missing_ok=True)
-        report(note=f"process {owner.pid} ({owner.doing}), at work on {what} since {owner.since}, is gone: "
-                    "its lock is cleared")
+        report(note=_gone(owner))
 
 
 def _refused(path: Path, what: str) -> Locked:
     owners = list(records(path).values())
     if not owners:
         return Locked(f"{what} is in use by another process", "wait, then run this again")
-    owner = next((owner for owner in owners if owner.mode == "write"), owners[0])
+    owner = min(owners, key=lambda owner: (owner.mode != "write", owner.pid == os.getpid()))
     verb = "made" if owner.mode == "write" else "read"
     return Locked(f"{what} is being {verb} by {owner}", "wait, then run this again (videomage unlock shows all locks)")
 

@@ -175,7 +175,9 @@ class Plan:
             team.wait()
             self.made = True
             return
-        with self._locked(report):
+        while self.project.notices:
+            report(note=self.project.notices.pop(0))
+        with store.room_for(self.project.root), self._locked(report):
             out = self.partial / f"out-{os.getpid()}"
             started = time.monotonic()
             try:
@@ -185,13 +187,8 @@ class Plan:
                 if self.hashes() != inputs:
                     report(note="an input changed while this ran: the artefact will count as stale")
                 self._publish(out, inputs, time.monotonic() - started)
-            except OSError as error:
-                if store.is_full(error):
-                    raise store.full(self.project.root) from error
-                raise
             finally:
                 shutil.rmtree(out, ignore_errors=True)
-            store.remove_folder(self.partial)
             self.made = True
         if team:
             team.wait()

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from .borders import border_of, inside
 from .errors import BadInput, Locked, OutOfResources, Refused
-from .lock import locked
+from .lock import locked, sweep
 
 READY = "ready"                                # the folder of a finished artefact that is being moved into place
 COMMIT, MANIFEST = ".commit", ".manifest"      # in it: what is to be done; the manifest to come
@@ -139,8 +139,8 @@ def publish(root: Path, out: Path, *, folder: Path, manifest: Path, record: Mapp
 
 
 def carry_out(root: Path, ready: Path) -> None:
-    """Step 3; may be begun again after a crash anywhere in it. Raises BadInput or Refused for a `.commit` that is not
-    ours: it leads outside, or is damaged."""
+    """Step 3, and the end of `ready` with the folder it is in; may be begun again after a crash anywhere in it. Raises
+    BadInput or Refused for a `.commit` that is not ours: it leads outside, or is damaged."""
     try:
         task = json.loads((ready / COMMIT).read_text(encoding="utf-8"))
         folder, manifest = (_within(root, task[key]) for key in ("folder", "manifest"))
@@ -164,12 +164,21 @@ def carry_out(root: Path, ready: Path) -> None:
                 sync(place)
         rename(ready / MANIFEST, manifest)
         sync(manifest.parent)
+    for left in ready.parent.iterdir():                  # checkpoints, an order: `ready` stays to say that they may go
+        if left != ready:
+            remove_folder(left) if left.is_dir() else remove(left)
     remove_folder(ready)
+    with suppress(OSError):                              # something has come that could not be removed
+        ready.parent.rmdir()
 
 
-def settle(root: Path) -> None:
-    """Finish what a killed process had begun to move into place, and sweep what it left half-written. Whoever is at
-    work is left alone; where nothing may be written (a folder that is only looked at), all stays as it is."""
+def settle(root: Path) -> list[str]:
+    """Finish what a killed process had begun to move into place, and sweep what it left half-written, its locks, too ->
+    notices. Whoever is at work is left alone; where nothing may be written (a folder that is only looked at), all stays
+    as it is."""
+    notices = []
+    with suppress(OSError):
+        notices = sweep(root / ".partial")
     for left in sorted({*(root / ".partial").glob(f"*/{READY}"), *(root / ".partial").glob("*/out-*")}):
         try:
             with locked(left.parent.with_name(f"{left.parent.name}.lock"), left.parent.name):
@@ -177,9 +186,9 @@ def settle(root: Path) -> None:
                     remove_folder(left)
                 elif left.exists():
                     carry_out(root, left)
-                    remove_folder(left.parent)
         except (Locked, OSError):
             continue
+    return notices
 
 
 def _within(root: Path, name: str) -> Path:
@@ -209,6 +218,17 @@ def full(place: Path) -> OutOfResources:
     """What is said of a disk without room."""
     return OutOfResources(f"the disk that holds {place} is full",
                           "make room, and run it again: it goes on from its last checkpoint")
+
+
+@contextmanager
+def room_for(place: Path) -> Iterator[None]:
+    """Inside, a disk that runs full is told as OutOfResources."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise full(place) from error
+        raise
 
 
 def is_full(error: OSError) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from . import borders, manifests, store
 from . import settings as project_file
-from . import store
-from .errors import BadInput, MissingPrerequisite
+from .errors import BadInput, MissingPrerequisite, UsageError
+from .foreign import read_json
 from .kinds import PICTURES, UNREADABLE
 from .lock import locked
 from .plan import Plan
@@ -25,13 +26,12 @@ from .stage import Artifact, Input, Stage, State, natural, plain
 
 __all__ = ["Artifact", "Input", "Motion", "Plan", "Settings", "Stage", "State", "Subject", "Workspace"]
 
-MANIFEST = {"settings", "request", "inputs", "files", "seed", "base", "overrides"}     # what no manifest may lack
 IMAGES = PICTURES | UNREADABLE          # what counts as a photo: what cannot be read is refused by name, not left out
 
 
 class Workspace:
     """A project directory that holds a project.yaml. Raises MissingPrerequisite where there is none, BadInput
-    (naming the key or the line) where it cannot be used."""
+    (naming the key or the line) where it cannot be used, Refused where a link in its folders leads out of it."""
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = Path(root)
@@ -39,8 +39,10 @@ class Workspace:
         if not path.is_file():
             raise MissingPrerequisite(f"{self.root.resolve()} holds no {project_file.FILE}, so it is not a project",
                                       "Run: videomage init   (or say -p DIR)")
+        self.border = borders.border_of(self.root)
+        borders.check_folder(self.border)                                         # before anything in it is touched
         self.settings: Settings = project_file.read(path)
-        store.settle(self.root)
+        self.notices = store.settle(self.root)              # of what a killed process left; the next stage tells them
         self._ordered: dict[str, dict] = {}                       # names of samples given out by this process
         self._hashed: dict[Path, tuple[int, int, str]] = {}
         self._states: dict[tuple[str, str, str], State] | None = None         # while `looking`
@@ -145,17 +147,16 @@ class Workspace:
 
     def _listed(self, folder: str) -> list[str]:
         found = (self.root / folder).glob("*")
-        return [path.name for path in sorted(found, key=natural) if path.is_dir() and not path.name.startswith(".")]
+        rule = {"fused": project_file.FUSED, "samples": project_file.SAMPLE}.get(folder, project_file.NAME)
+        return [path.name for path in sorted(found, key=natural) if path.is_dir() and rule.fullmatch(path.name)]
 
     def photos(self, subject: str) -> tuple[Path, ...]:
         """The photos of a subject: those that project.yaml names (files, folders, globs), else the kept copies."""
         named = self.settings.subjects[subject].images if subject in self.settings.subjects else ()
         found: list[Path] = []
         for item in (*named, *(() if named else (f"subjects/{subject}/images",))):
-            path = self.locate(item)
-            matches = [path] if path.is_file() else path.glob("*") if path.is_dir() else self.root.glob(item) \
-                if not Path(item).is_absolute() else path.parent.glob(path.name)
-            found += sorted((p for p in matches if p.suffix.lower() in IMAGES), key=natural)
+            files, _ = borders.named(item, self.root, self.border)
+            found += sorted((p for p in files if p.suffix.lower() in IMAGES), key=natural)
         for copies in ("images", "photos"):            # of learn-subject, of segment: a project mailed without sources
             folder = self.root / "subjects" / subject / copies
             if not found and folder.is_dir():
@@ -181,10 +182,15 @@ class Workspace:
             return self.plan(stage, name, base=base)
         by_hand = {key: manifest["settings"][key] for key in manifest["overrides"]}
         options = stage.intent(self.settings)
-        known = {key: value for key, value in by_hand.items() if key in type(options).__dataclass_fields__}
-        request = {key: value for key, value in by_hand.items() if key not in known}
-        return self.plan(stage, name, type(options)(**{**vars(options), **known}), seed=manifest["seed"], base=base,
-                         request=request)
+        fields = type(options).__dataclass_fields__            # paths are in no settings: none comes from a manifest
+        known = {key: value for key, value in by_hand.items() if key in fields and fields[key].metadata["identity"]}
+        request = {key: value for key, value in by_hand.items() if key not in fields}
+        try:
+            options = type(options)(**{**vars(options), **known})
+        except UsageError as error:
+            raise BadInput(f"the manifest of {stage.name} '{name}' is damaged ({error.what})",
+                           f"Run: {stage.command(name)} --force") from None
+        return self.plan(stage, name, options, seed=manifest["seed"], base=base, request=request)
 
     def state_of(self, stage: Stage, name: str, base: Mapping[str, str] | None = None) -> State:
         """The state of an artefact as the project wants it."""
@@ -214,7 +220,9 @@ class Workspace:
         with self.lock("samples") if reserve else nullcontext():
             taken = {name: self._sample_order(name) for name in self.samples()} | self._ordered
             for path in self.partial.glob("sample-*/order.json"):
-                taken[path.parent.name.removeprefix("sample-")] = json.loads(path.read_text(encoding="utf-8"))
+                name = path.parent.name.removeprefix("sample-")
+                with suppress(OSError, ValueError):                        # a damaged one is nobody's order
+                    taken |= {name: read_json(path)} if project_file.SAMPLE.fullmatch(name) else {}
             name = next((name for name, other in taken.items() if other == order), None)
             if name is None:
                 number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
@@ -231,16 +239,8 @@ class Workspace:
             key: manifest["settings"][key] for key in manifest["overrides"] if key not in manifest["request"]}}
 
     def manifest(self, path: Path) -> dict | None:
-        """A manifest, or None where there is none. Raises BadInput for one that cannot be read."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            found = None
-        if not isinstance(found, dict) or not found.keys() >= MANIFEST:
-            raise BadInput(f"{path} is damaged", "delete it: its stage will run again")
-        return found
+        """A manifest, or None where there is none. Raises what manifests.read does."""
+        return manifests.read(path)
 
     def sha256(self, path: Path) -> str:
         """Of a file's content; remembered in this process while size and time stamp stay."""
