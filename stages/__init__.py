@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
+from . import materials
 from .backbones import base_of, video
 from .controls import control_of
-from .core.captions import select
-from .core.errors import BadInput, MissingPrerequisite, VideomageError
+from .core.errors import MissingPrerequisite
 from .core.settings import check_name
 from .core.workspace import Input, Stage, Workspace
 from .options import OPTIONS, resolve
@@ -41,6 +40,11 @@ def _segment_ignores(folder: str, options) -> set[str]:
         "grounded-sam2": set(), "clipseg": GROUNDED_ALONE, "given": {*GROUNDED_ALONE, "threshold"}}[options.segmenter]
 
 
+def _fuse_ignores(folder: str, options) -> set[str]:
+    """Of two subjects, and of none that is trained, it does not matter what the steps are counted for."""
+    return {"steps_per"} if not options.steps or folder.count("+") == 1 else set()
+
+
 def _segment_names(project: Workspace) -> list[str]:
     photos = [name for name in project.subjects() if (project.subject_folder(name) / "segment.json").exists()]
     return [*(f"motions/{name}" for name in project.motions()), *(f"subjects/{name}" for name in photos)]
@@ -49,13 +53,14 @@ def _segment_names(project: Workspace) -> list[str]:
 def _segment_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
     family, own = _segmented(project, name).split("/", 1)
     if family == "motions":
-        inputs = {"clip": _clip(project, own)}
+        inputs = {"clip": materials.clip(project, own)}
     else:
         inputs = {"images": Input(project.photos(own), f"photos of the subject '{own}'",
                                   remedy=f"name them: videomage segment --name {own} PHOTOS...",
-                                  problem=_missing_photo(project, own))}
+                                  problem=materials.missing_photo(project, own))}
     if options.masks:
-        inputs["masks"] = Input(project.locate(options.masks), "the folder of masks", remedy="mend --masks")
+        masks = Input(project.locate(options.masks), "the folder of masks", remedy="mend --masks")
+        inputs["masks"] = materials.kept_in(project, masks, "segment", "masks", options)
     return inputs
 
 
@@ -80,15 +85,6 @@ def _sampled_for(project: Workspace) -> dict:
         return {"video": asdict(video(base_of(project), project.settings.video))}
     except MissingPrerequisite:
         return {}
-
-
-def _clip(project: Workspace, motion: str) -> Input:
-    """The clip that project.yaml names, else the copy that segment keeps."""
-    wanted = project.settings.motions.get(motion)
-    kept = next(iter(sorted(project.motion_folder(motion).glob("clip*"))), project.motion_folder(motion) / "clip.mp4")
-    named = project.locate(wanted.clip) if wanted and wanted.clip else kept
-    return Input(named if named.exists() or not kept.exists() else kept, f"the clip of the motion '{motion}'",
-                 remedy="name it: videomage segment CLIP, or motion.clip in project.yaml")
 
 
 def _prompt(project: Workspace, name: str) -> dict:
@@ -118,36 +114,10 @@ def _motion_inputs(project: Workspace, name: str, options, request: Mapping) -> 
 
 # -- learn-subject, fuse ---------------------------------------------------------------------------------------------
 def _subject_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
-    inputs = {"images": _photos(project, name), **_photo_masks(project, name)}
+    inputs = {"images": materials.photos(project, name), **_photo_masks(project, name)}
     if options.auxiliary and options.lambda1 > 0:
-        inputs["auxiliary"] = _auxiliary(project.locate(options.auxiliary), options.auxiliary_count)
+        inputs["auxiliary"] = materials.auxiliary(project, options)
     return inputs
-
-
-def _auxiliary(folder: Path, count: int) -> Input:
-    """The clips that L_reg will see and where their captions are: of a folder of thousands, what is used is hashed."""
-    try:
-        return Input(select(folder, count).files, "auxiliary clips")
-    except VideomageError as problem:
-        return Input((), f"auxiliary clips ({problem.what})", problem=problem)
-
-
-def _photos(project: Workspace, name: str) -> Input:
-    remedy = f"name them: videomage learn-subject {name} PHOTOS..., or subjects.{name}.images in project.yaml"
-    return Input(project.photos(name), f"photos of the subject '{name}'", remedy=remedy,
-                 problem=_missing_photo(project, name))
-
-
-def _missing_photo(project: Workspace, subject: str) -> VideomageError | None:
-    """What is wrong where some of the photos that project.yaml lists are there and another is not. Where none is, the
-    kept copies serve."""
-    own = project.settings.subjects.get(subject)
-    listed = [item for item in own.images if not set("*?[") & set(item)] if own else []
-    gone = [item for item in listed if not project.locate(item).exists()]
-    if not gone or len(gone) == len(own.images):
-        return None
-    return BadInput(f"the photo {gone[0]} of the subject '{subject}' is not there",
-                    f"mend subjects.{subject}.images in project.yaml")
 
 
 def _photo_masks(project: Workspace, name: str, label: str = "masks") -> dict[str, Input]:
@@ -173,7 +143,7 @@ def _learned(project: Workspace, name: str) -> dict[str, Input]:
 def _fuse_inputs(project: Workspace, name: str, options, request: Mapping) -> dict[str, Input]:
     inputs = {label: item for subject in name.split("+") for label, item in _learned(project, subject).items()}
     for subject in name.split("+") if options.cuts == "photos" else ():
-        inputs |= {f"{subject}/images": _photos(project, subject),
+        inputs |= {f"{subject}/images": materials.photos(project, subject),
                    **_photo_masks(project, subject, f"{subject}/masks")}
     return inputs
 
@@ -215,7 +185,7 @@ def _sample_inputs(project: Workspace, name: str, options, request: Mapping) -> 
     if motion and subjects and options.inverted == "cast" and options.beta > 0:
         inputs |= {f"motion/{label}": item for label, item in _invert_inputs(project, motion, options, request).items()}
         for subject in subjects:
-            inputs |= {f"{subject}/images": _photos(project, subject),
+            inputs |= {f"{subject}/images": materials.photos(project, subject),
                        **_photo_masks(project, subject, f"{subject}/masks")}
     return inputs
 
@@ -279,6 +249,7 @@ _add("learn-motion", "motion", "Learn the clip's motion without its looks: a LoR
 _add("fuse", "fused", "Fuse the LoRAs of two or more subjects into one that keeps them apart.",
      needs=("learn-subject",), files=("lora.safetensors", "fuse-preview.png"),
      folder=lambda project, name: f"fused/{name}", names=Workspace.fusions, inputs=_fuse_inputs, request=_fuse_request,
+     ignores=_fuse_ignores,
      command=lambda name: f"videomage fuse --subjects {name.replace('+', ' ')}")
 _add("sample", "sample", "Make the video: subjects and motion in one denoising, Algorithm 1.",
      needs=("learn-subject", "fuse", "invert", "learn-motion"),

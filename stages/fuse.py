@@ -38,7 +38,7 @@ from .core.collaborate import Rows
 from .core.cutmix import Cut, cutmix
 from .core.denoise import Noised, draw, drawing, encode, gaussian, noised, pick, seed_of, sites_of
 from .core.errors import UsageError
-from .core.lora import Lora, branches, load_tokens, mean, provenance, save, training
+from .core.lora import Lora, branches, load_token, mean, provenance, save, training
 from .core.lora import load as load_lora
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet, overlay
@@ -99,7 +99,7 @@ def fuse(project: Workspace, subjects: Sequence[str] | None = None, options: Fus
         plan.facts["run on"] = backbone.run_on
         teachers = []
         for name in names:
-            token = load_tokens(plan.inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
+            token = load_token(plan.inputs[f"{name}/token"], placeholder(name)).to(backbone.device)
             teachers.append(teacher(backbone, name, token, load_lora(plan.inputs[f"{name}/lora"]), options, seed=seed,
                                     report=report, team=team))
         finder = Finder(project, options, device, report)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .backbones import identity_of, load_for
@@ -27,13 +26,14 @@ from .backbones.unet3d import UNet3D as Backbone
 from .core.collaborate import Branch, sample_loop
 from .core.denoise import encode, gaussian, invert_clip, sites_of
 from .core.errors import BadInput, Interrupted
-from .core.lora import Lora, branches, load_tokens
+from .core.lora import Lora, branches, load_token
 from .core.lora import load as load_lora
 from .core.noise import mix
 from .core.report import Report, asked_to_stop, silent
 from .core.sheets import contact_sheet
 from .core.spent import counting_rows, peak_memory
 from .core.takes import FACTS, read_take
+from .core.tensors import read_tensors
 from .core.video import read_images, write_frames, write_video
 from .core.workspace import Artifact, Plan, Workspace
 from .cuts import Finder, from_photos, recast_clip
@@ -191,12 +191,20 @@ def branches_of(backbone: Backbone, target: TargetPrompt, learned: Learned, opti
 def learned_of(plan: Plan, backbone: Backbone) -> Learned:
     """Read what the plan's inputs name."""
     inputs, names = plan.inputs, plan.request["subjects"]
-    tokens = {placeholder(name): load_tokens(inputs[f"{name}/token"])[placeholder(name)].to(backbone.device)
+    tokens = {placeholder(name): load_token(inputs[f"{name}/token"], placeholder(name)).to(backbone.device)
               for name in names}
     lora = inputs.get("fused") or (inputs[f"{names[0]}/lora"] if names else None)
     motion = inputs.get("motion/lora")
     return Learned(tokens, load_lora(lora) if lora else None, load_lora(motion) if motion else None,
-                   load_file(inputs["motion/noise"])["noise"] if motion else None)
+                   _noise(inputs["motion/noise"]) if motion else None)
+
+
+def _noise(path: Path) -> Tensor:
+    """eps_m (1, C, F, h, w) as invert left it."""
+    found, _ = read_tensors(path, "inverted noise")
+    if set(found) != {"noise"} or not found["noise"].is_floating_point():
+        raise BadInput(f"{path} holds no inverted noise", "Run: videomage invert --force")
+    return found["noise"]
 
 
 def _sources(project: Workspace, plan: Plan, size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:

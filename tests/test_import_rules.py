@@ -12,15 +12,15 @@ STAGES = {"segment", "invert", "learn_subject", "learn_motion", "fuse", "sample"
 SEAMS = {"backbones", "segmenters", "metrics"}
 # what any stage may use
 HOUSE = {"options", "presets", "prompts", "orders", "hints", "findings", "photos", "cuts", "auxiliary", "controls",
-         "judging", "core"}
+         "judging", "materials", "core"}
 TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", "stages.sweep", *(
     f"stages.backbones.{name}" for name in ("bases", "blocks", "cost", "fetch", "folder", "walks")), *(
-    f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "controls", "hints")), *(
+    f"stages.{name}" for name in ("options", "presets", "prompts", "orders", "controls", "hints", "materials")), *(
     f"stages.sweep.{name}" for name in (
         "grid", "parts", "variants", "store", "schedule", "work", "run", "on_ray", "collect", "forecast")), *(
     f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (
         "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub",
-        "hashes"))}
+        "hashes", "borders", "foreign", "headers", "formats", "manifests"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}
 

@@ -336,7 +336,7 @@ def test_weighted_mean_and_mean_of_one(backbone64):
     for name in targets:
         assert torch.allclose(L.mean([one, two], [0.25, 2.0]).delta(name), one.delta(name) / 4 + 2 * two.delta(name))
         assert torch.allclose(L.mean([one]).delta(name), one.delta(name), atol=1e-12)
-    with pytest.raises(ValueError, match="different layers"):
+    with pytest.raises(BadInput, match="different layers"):
         L.mean([one, random_lora(backbone64.denoiser, targets[:2])])
 
 

@@ -37,7 +37,7 @@ def test_every_option_is_described_and_read(stage, spec):
     OPTIONS[stage](**{spec.name: spec.default})
     file = ROOT / (STAGES[stage].function.split(":")[0].replace(".", "/") + ".py")
     readers = (file, ROOT / "stages" / "__init__.py", ROOT / "stages" / "orders.py", ROOT / "stages" / "cuts.py",
-               ROOT / "stages" / "findings.py")
+               ROOT / "stages" / "findings.py", ROOT / "stages" / "materials.py")
     read = {node.attr for path in readers for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute)}
     by_label = {"clip", "dino"}                       # stages/__init__.py reads these two through getattr

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stages.core.errors import BadInput, MissingPrerequisite, UsageError
+from stages.core.errors import BadInput, MissingPrerequisite, Refused, UsageError
 from stages.core.settings import Settings, did_you_mean
 from stages.core.workspace import Workspace
 from stages.options import resolve
@@ -51,7 +51,7 @@ def _examine(settings: Settings, json: bool) -> None:
             (f.mark, f.what, f.found, "" if f.mark == "ok" else f.remedy) for f in found])
     bad = [finding for finding in found if finding.mark == "bad"]
     if bad:
-        error = BadInput if bad[0].exit_code == BadInput.exit_code else MissingPrerequisite
+        error = {kind.exit_code: kind for kind in (BadInput, Refused)}.get(bad[0].exit_code, MissingPrerequisite)
         raise error(f"not ready: {', '.join(finding.what for finding in bad)}", bad[0].remedy)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import STAGES
+from stages.core.borders import check_inside, inside
 from stages.core.errors import UsageError
 from stages.core.kinds import CLIPS, PICTURES
 from stages.core.settings import FILE, check_name, did_you_mean
@@ -41,13 +42,13 @@ def ensure_project(run: Run, sources: list[str], name: str | None, base: str | N
     paths = [_there(source) for source in sources] if clip else list(photos_of(sources))
     own = check_name(name or _plain(paths[0].stem if clip else paths[0].absolute().parent.name),
                      "the motion" if clip else "the subject")
-    _readable(paths)                                            # a project that names what cannot be used is no help
-    listed = [Path(os.path.relpath(path.absolute(), run.folder.absolute())).as_posix() for path in paths]
+    _readable(paths, bool(run.typed.get("allow_partial")))                                            # a project that names what cannot be used is no help
+    listed = _listed(paths, run.folder)
     actors = run.typed.get("actors") or [own]
     class_word = actors[0] if len(actors) == 1 else own
-    subjects = {} if clip else {own: {"class": class_word, "images": listed}}
+    subjects = {} if clip else {own: {"class": class_word, **({"images": listed} if listed else {})}}
     Workspace.create(run.folder, base=base, subjects=subjects,
-                     motion={"name": own, "clip": listed[0]} if clip else None)
+                     motion={"name": own, **({"clip": listed[0]} if listed else {})} if clip else None)
     console.say(f"a new project on {base} ({terms(base)}): {run.folder / FILE}")
     if not clip and not run.typed.get("actors"):
         console.say(f"a '{class_word}' is looked for in the photos; another word: --actors, and class in {FILE}")
@@ -56,21 +57,29 @@ def ensure_project(run: Run, sources: list[str], name: str | None, base: str | N
                     "grounded-sam2, and --segmenter grounded-sam2")
 
 
+def _listed(paths: list[Path], folder: Path) -> list[str]:
+    """As project.yaml names them; nothing where one lies outside the project: there the copies that segment keeps stand
+    for them."""
+    if not all(inside(path, folder.resolve()) for path in paths):
+        return []
+    return [Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix() for path in paths]
+
+
 def _is_clip(sources: list[str]) -> bool:
     """Whether one clip was typed. Where the ending leaves open if it is animated, the content decides."""
     if len(sources) != 1 or (kind := Path(sources[0]).suffix.lower()) not in CLIPS:
         return False
     if kind not in IMAGES:
         return True
-    from stages.core.pictures import count_pictures, is_picture
+    from stages.core.video import count_pictures
 
     path = _there(sources[0])
-    return path.is_file() and is_picture(path) and count_pictures(path) > 1
+    return path.is_file() and count_pictures(path) > 1
 
 
 def _plain(name: str) -> str:
     letters = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", letters).strip("-_") or "clip"
+    return re.sub(r"[^a-z0-9_-]+", "-", letters.lower()).strip("-_")[:63] or "clip"
 
 
 def typed_before(run: Run, name: str, anew: bool) -> None:
@@ -82,12 +91,13 @@ def typed_before(run: Run, name: str, anew: bool) -> None:
     before = {key: old["settings"][key] for key in old["overrides"] if hasattr(run.options, key)}
     finder = run.typed.get("segmenter") or before.get("segmenter") or run.options.segmenter
     if finder == "given" and "masks" in old["given"] and old["options"].get("masks"):
-        before["masks"] = run.project.locate(old["options"]["masks"])
+        masks = run.project.locate(str(old["options"]["masks"]))
+        before["masks"] = check_inside(masks, run.project.border, "type it again: --masks FOLDER")
     before = {key: value for key, value in before.items() if key not in run.typed}
     if before:
         run.typed = {**before, **run.typed}
         del run.options                                          # resolved before: once more
-        told = " ".join(f"--{key.replace('_', '-')} {show(tuple(v) if isinstance(v, list) else v)}"
+        told = " ".join(f"--{key.replace('_', '-')} {show(tuple(v) if isinstance(v, list) else v)}".removesuffix(" True")
                         for key, v in before.items())
         console.say(f"as before: {told}")
 
@@ -118,16 +128,15 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
     return f"subjects/{check_name(name or _owner(project, photos), 'the subject')}", {"images": photos}
 
 
-def _readable(paths: list[Path]) -> None:
-    """Raise BadInput for a clip or a photo whose content cannot be read."""
-    from stages.core.pictures import count_pictures
-    from stages.core.takes import times_of
+def _readable(paths: list[Path], partial: bool) -> None:
+    """Raise BadInput for a clip or a photo whose content cannot be read; partial: not of a clip, for what is damaged."""
+    from stages.core.video import count_pictures, extent
 
     for path in paths:
         if path.suffix.lower() in IMAGES:
             count_pictures(path)
         else:
-            times_of(path)
+            extent(path, partial=partial)
 
 
 def photos_of(sources: list[str]) -> tuple[Path, ...]:

@@ -6,16 +6,14 @@ downloads (HF_HOME), and for one that was converted (convert.py) in `home()`.
 """
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import yaml
-
-from ..core.errors import BadInput, MissingPrerequisite
+from ..core.errors import BadInput, MissingPrerequisite, VideomageError
+from ..core.foreign import parse_yaml, read_json
 from ..core.hashes import content, home
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "base"
@@ -155,8 +153,8 @@ def licence(base: str) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
-        facts = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+        facts = parse_yaml(front[1], str(card)) if front else None
+    except VideomageError:                             # what its authors wrote there is not ours to judge
         facts = None
     return str(facts.get("license") or UNKNOWN) if isinstance(facts, Mapping) else UNKNOWN
 
@@ -206,10 +204,10 @@ def config(folder: Path, part: str) -> dict[str, object]:
     """config.json of one part; {} where there is none. Raises BadInput where it cannot be read."""
     path = folder / part / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise BadInput(f"{path} is damaged", "copy or fetch the base again")
@@ -220,8 +218,8 @@ def _own_facts(folder: Path) -> dict[str, object]:
     """videomage.json: frames, fps, height, width, licence; {} where there is none."""
     path = folder / "videomage.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = read_json(path) if path.is_file() else {}
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise BadInput(f"{path} is damaged", "mend or delete it")

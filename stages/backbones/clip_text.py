@@ -35,6 +35,11 @@ def embed(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, length: int, prompts
     counts = {name: len(rows) for name, rows in tokens.items()}
     laid = [lay_out(tokenizer, length, prompt, counts) for prompt in prompts]
     ids_BL = torch.tensor([text.ids for text in laid], device=next(encoder.parameters()).device)
+    width = encoder.get_input_embeddings().weight.shape[1]
+    for name, rows in tokens.items():
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise BadInput(f"the token {name} is of shape {tuple(rows.shape)}, and the text encoder of this base reads "
+                           f"vectors of {width} numbers", "it was learned on another base: learn it again on this one")
     places = [(row, at, tokens[name]) for row, text in enumerate(laid) for name, at in text.placeholders]
     with _rows_replaced(encoder.get_input_embeddings(), places):
         return encoder(ids_BL).last_hidden_state

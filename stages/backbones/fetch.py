@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import BadInput, OutOfResources, UsageError
+from ..core.errors import BadInput, OutOfResources, Refused, UsageError
 from ..core.hashes import home
 from ..core.hub import licence_of, missing_room, room, the_hub
 from ..core.report import Report, silent
@@ -75,7 +75,7 @@ def fetch(base: str, *, convert: bool = False, out: Path | None = None, report: 
     safetensors, in `out` or where the base's name finds them; that goes for a folder, too, whose copy is then
     FOLDER-safetensors.
 
-    Raises BadInput where weights are pickled and convert is not asked for, UsageError where there is nothing to
+    Raises Refused where weights are pickled and convert is not asked for, UsageError where there is nothing to
     convert, and what `look_up` and `check` raise.
     """
     here = find(base)
@@ -113,8 +113,8 @@ def pickled_parts(folder: Path) -> list[str]:
             and not any(is_weights(name, part, variant) for name in own for variant in (None, "fp16"))]
 
 
-def _pickles(base: str, repo: str, parts: Sequence[str]) -> BadInput:
-    return BadInput(f"{repo} holds {', '.join(parts)} as pickles alone, which could run code when they are read",
+def _pickles(base: str, repo: str, parts: Sequence[str]) -> Refused:
+    return Refused(f"{repo} holds {', '.join(parts)} as pickles alone, which could run code when they are read",
                     f"convert them once, in a process of its own: videomage fetch {base} --convert")
 
 

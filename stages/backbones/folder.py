@@ -1,26 +1,24 @@
 """Is a folder a whole TextToVideoSDPipeline? Looked at before anything is loaded, from names and headers alone.
-
-Imports no torch. A safetensors file is 8 bytes (length of the header), the header (JSON: dtype, shape and the place of
-each tensor), and the tensors.
-"""
+Imports no torch."""
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import BadInput
+from ..core.configs import refuse_code
+from ..core.errors import BadInput, Refused
+from ..core.foreign import read_json
+from ..core.headers import PICKLED, Header
+from ..core.headers import header as header_of
 
 CLASSES = {"unet": ("UNet3DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
            "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}
 WHAT = {"unet": "the denoiser", "vae": "the autoencoder", "text_encoder": "the text encoder",
         "tokenizer": "the tokenizer"}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_HEADER_LIMIT = 10**8                                  # bytes: that of the safetensors library
+LIBRARIES = {"diffusers", "transformers", None}        # whose classes an index may name
 _AGAIN = "copy or fetch the base again"
 
 
@@ -33,7 +31,7 @@ class Weights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name of a tensor: its shape}, from the headers."""
-        return {name: tuple(entry["shape"]) for path in self.files for name, entry in header(path).items()}
+        return {name: entry.shape for path in self.files for name, entry in header(path).entries.items()}
 
     def parameters(self) -> int:
         """How many numbers they hold."""
@@ -43,8 +41,8 @@ class Weights:
 def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
     """{part: its weights} of a base's folder. half: take the fp16 variant where there are both.
 
-    Raises BadInput, by name, for a part of another class, without config, pickled only, with a shard missing, or with a
-    file that is cut off or damaged.
+    Raises BadInput, by name, for a part of another class, without config, with a shard missing, or with a file that is
+    cut off or damaged; Refused for one that comes as a pickle only, or asks for code of its own.
     """
     check_index(folder / "model_index.json", base)
     for part in CLASSES:
@@ -57,16 +55,24 @@ def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
         for name in ("vocab.json", "merges.txt"):
             if not (folder / "tokenizer" / name).is_file():
                 raise BadInput(f"the base '{base}' lacks tokenizer/{name}", _AGAIN)
+    for part in (*CLASSES, "scheduler"):
+        refuse_code(folder / part, f"{part} of the base '{base}'")
     return {part: weights(folder, part, base, half=half) for part in CLASSES if part != "tokenizer"}
 
 
 def check_index(path: Path, base: str) -> None:
     """Raises BadInput where a model_index.json is damaged or names a part of another class."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {part: index.get(part, [None, None])[1] for part in CLASSES}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, IndexError):
+        index = read_json(path)
+        named = {part: said for part, said in index.items() if isinstance(said, list)}
+        kinds = {part: named.get(part, [None, None])[1] for part in CLASSES}
+        libraries = {part: said[0] for part, said in named.items()}
+        foreign = [part for part, library in libraries.items() if library not in LIBRARIES]
+    except (OSError, ValueError, AttributeError, TypeError, IndexError):
         raise BadInput(f"the model_index.json of the base '{base}' is damaged", _AGAIN) from None
+    if foreign:
+        raise Refused(f"the model_index.json of the base '{base}' asks for code of its own ('{foreign[0]}' from "
+                      f"{libraries[foreign[0]]!r})", "use a base of diffusers' and transformers' own classes")
     for part, classes in CLASSES.items():
         if kinds[part] not in classes:
             raise BadInput(f"{WHAT[part]} of the base '{base}' is {'missing' if kinds[part] is None else 'a '}"
@@ -107,11 +113,11 @@ def is_pickle(name: str, part: str) -> bool:
     return re.fullmatch(rf"{stem}(\.fp16)?(-\d+-of-\d+)?(\.fp16)?({endings})", name) is not None
 
 
-def _without(folder: Path, part: str, base: str) -> BadInput:
+def _without(folder: Path, part: str, base: str) -> BadInput | Refused:
     """The refusal of a part without safetensors."""
     pickled = [path.name for path in sorted((folder / part).iterdir()) if is_pickle(path.name, part)]
     if pickled:
-        return BadInput(f"{WHAT[part]} of the base '{base}' comes as a pickle alone ({part}/{pickled[0]}), which could "
+        return Refused(f"{WHAT[part]} of the base '{base}' comes as a pickle alone ({part}/{pickled[0]}), which could "
                         "run code when it is read", f"convert it once, in a process of its own: videomage fetch {base} "
                         "--convert")
     return BadInput(f"{WHAT[part]} of the base '{base}' has no weights: there is no {part}/{STEMS[part]}.safetensors",
@@ -121,40 +127,21 @@ def _without(folder: Path, part: str, base: str) -> BadInput:
 def _shards(folder: Path, index: Path, base: str) -> list[Path]:
     """The files that an index names. Raises BadInput where one is missing or lacks what it should hold."""
     try:
-        owner = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        owner = read_json(index)["weight_map"]
         names = sorted(set(owner.values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{index} is damaged", _AGAIN) from None
     for name in names:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise BadInput(f"the base '{base}' lacks {folder.name}/{name}, one of the {len(names)} files of "
                            f"{WHAT[folder.name]}", _AGAIN)
-        absent = {key for key, file in owner.items() if file == name} - header(path).keys()
+        absent = {key for key, file in owner.items() if file == name} - header(path).entries.keys()
         if absent:
             raise BadInput(f"{path} lacks '{min(absent)}', which its index promises", _AGAIN)
     return [folder / name for name in names]
 
 
-def header(path: Path) -> dict[str, dict]:
-    """{name of a tensor: {"dtype", "shape", "data_offsets"}} of a safetensors file. Raises BadInput where the file is
-    cut off or damaged."""
-    if not path.is_file():                            # a link whose target is gone
-        raise BadInput(f"{path} leads nowhere", _AGAIN)
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise BadInput(f"{path} is no safetensors file, or is cut off ({size} bytes)", _AGAIN)
-        text = handle.read(length)
-    try:
-        found = json.loads(text)
-        found.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise BadInput(f"the header of {path} is damaged", _AGAIN) from None
-    if size != end:
-        raise BadInput(f"{path} is {'cut off' if size < end else 'too long'}: {size} bytes, where its header promises "
-                       f"{end}", _AGAIN)
-    return found
+def header(path: Path) -> Header:
+    """Of a file of a base. Raises BadInput where it is cut off or damaged."""
+    return header_of(path, _AGAIN)

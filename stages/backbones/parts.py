@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import BadInput
+from ..core.tensors import not_finite
 from .folder import WHAT, Weights
 
 _HARMLESS = ("position_ids",)          # buffers that older text encoders were saved with
@@ -45,10 +46,12 @@ def read_part(folder: Path, name: str, weights: Weights, dtype: torch.dtype) -> 
     The libraries fill a model that has no memory of its own yet, file by file, so that no weight is held twice.
     Raises BadInput where the files and the config do not fit: nothing is left at random values in silence.
     """
+    # whatever its config says of attention: it may name a kernel of the hub
+    how = {"attn_implementation": "sdpa"} if name == "text_encoder" else {}
     with quietly(folder):
         module, found = _kind(name).from_pretrained(
             folder / name, use_safetensors=True, variant=weights.variant, dtype=dtype, low_cpu_mem_usage=True,
-            output_loading_info=True, ignore_mismatched_sizes=True)
+            output_loading_info=True, ignore_mismatched_sizes=True, **how)
     for key, stored, wanted in found["mismatched_keys"]:
         raise BadInput(f"{WHAT[name]} in {folder}: the weight '{key}' is {tuple(stored)} in the file and "
                        f"{tuple(wanted)} by the config", "copy or fetch the base again")
@@ -58,6 +61,9 @@ def read_part(folder: Path, name: str, weights: Weights, dtype: torch.dtype) -> 
         raise BadInput(f"{WHAT[name]} in {folder} " + (f"lacks the weight '{missing[0]}'" if missing else
                        f"holds '{foreign[0]}', a weight that its config does not know") +
                        _others(len(missing or foreign)), "copy or fetch the base again")
+    if broken := not_finite(dict(module.named_parameters())):
+        raise BadInput(f"{WHAT[name]} in {folder}: the weight '{broken}' holds what is no number (NaN or infinite)",
+                       "copy or fetch the base again")
     return module.eval().requires_grad_(False)
 
 

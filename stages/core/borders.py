@@ -98,8 +98,8 @@ def _strange(path: Path, border: Path) -> Refused:
     return Refused(f"{path.relative_to(border)} is neither a file nor a folder", f"delete it: {path}")
 
 
-def check_inside(path: Path, border: Path) -> Path:
+def check_inside(path: Path, border: Path, remedy: str) -> Path:
     """A path inside the border, as it is. Raises Refused for any other."""
     if not inside(path, border):
-        raise Refused(f"{path} lies outside the project", "do not use what names it")
+        raise Refused(f"{path} lies outside the project, whose files name it", remedy)
     return path

@@ -31,13 +31,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import BadInput, Locked
+from .errors import BadInput, Locked, VideomageError
 from .report import Report, silent
 from .saving import save_tensors
 from .stage import versions
+from .tensors import read_tensors
 from .workspace import Workspace
 
 MOST = 4 * 2**30           # bytes
@@ -108,15 +108,14 @@ class Cache:
         return self._project.root / ".cache" / kind / f"{digest(versions(), self._about, [*key])}.safetensors"
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
-        try:
-            with safe_open(path, "pt") as file:
-                said = (file.metadata() or {}).get("crc32")
-                found = {name: file.get_tensor(name).clone() for name in file.keys()}      # noqa: SIM118 (no iterator)
-        except SafetensorError:
-            found = {}
-        except OSError:                                      # not there, or out of reach, which is no damage
+        if not os.access(path, os.R_OK):                     # not there, or out of reach, which is no damage
             return None
-        if not found or said != _checksum(found):
+        try:
+            read, said = read_tensors(path, "a value of the cache")
+            found = {name: value.clone() for name, value in read.items()}
+        except VideomageError:
+            found, said = {}, {}
+        if not found or said.get("crc32") != _checksum(found):
             self._report(note=f"{self._project.show(path)} is damaged: what was in it is made anew")
             path.unlink(missing_ok=True)
             return None

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import store
+from . import formats, store
+from .errors import VideomageError
 from .report import Report, silent
 from .saving import save_tensors
+from .tensors import read_tensors
 
 KEEP = 2            # the newest and the one before it
+FORMAT = "videomage format"
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Checkpoints:
         state = named_state(self.parameters, self.buffers, self.optimizer)
         tensors = {key: value.contiguous().cpu().clone() for key, value in state.items()}
         save_tensors(tensors, self.folder / f"step-{len(curve):07d}.safetensors",
-                     {"identity": self.identity, "curve": json.dumps(curve)})
+                     {FORMAT: str(formats.CHECKPOINT), "identity": self.identity, "curve": json.dumps(curve)})
         for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEEP]:
             store.remove(old)
 
@@ -61,14 +63,17 @@ class Checkpoints:
             store.probe(self.folder, self._room())
         for path in sorted(self.folder.glob("step-*.safetensors"), reverse=True):
             try:
-                with safe_open(path, "pt") as file:
-                    meta = file.metadata() or {}
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118 (no iterator)
+                tensors, meta = read_tensors(path, "a checkpoint")
+            except VideomageError as damage:
+                self.report(note=f"checkpoint {path.name} is damaged ({damage.what}); the one before it is used")
+                continue
+            try:
                 if meta.get("identity") != self.identity:
                     continue
+                formats.number(json.loads(meta.get(FORMAT, "1")), formats.CHECKPOINT, f"the checkpoint {path}")
                 curve = json.loads(meta["curve"])
                 self._load(tensors)
-            except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as damage:
+            except (KeyError, ValueError, RuntimeError) as damage:
                 self.report(note=f"checkpoint {path.name} is damaged ({damage}); the one before it is used")
                 continue
             self.report(note=f"going on from step {len(curve)}")

@@ -44,12 +44,14 @@ class _Plain(yaml.SafeLoader):
             raise _Refusal(problem=f"aliases that unfold to more than {UNFOLDED} values", problem_mark=mark)
         if not alias:
             self._sizes[id(node)] = self._values - before
-            _check_keys(node)
+            _check(node)
         return node
 
 
-def _check_keys(node: yaml.Node) -> None:
-    """Each key once: of two, which one counts would be a guess."""
+def _check(node: yaml.Node) -> None:
+    """Text that can be written, and each key once: of two, which one counts would be a guess."""
+    if isinstance(node, yaml.ScalarNode) and _lone(node.value):
+        raise _Refusal(problem="half a character", problem_mark=node.start_mark)
     seen = set()
     for key in (key for key, _ in node.value) if isinstance(node, yaml.MappingNode) else ():
         if not isinstance(key, yaml.ScalarNode):
@@ -94,13 +96,22 @@ def read_yaml(path: Path, what: str | None = None) -> object:
     return parse_yaml(text, what)
 
 
+def _lone(text: str) -> bool:
+    """Whether there is half a character in it (a lone surrogate), which no file and no terminal takes."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def loads(text: str | bytes) -> object:
-    """The data in a JSON text. Raises ValueError for any that is none, also where it is nested too deeply or has one
-    key twice."""
+    """The data in a JSON text. Raises ValueError for any that is none, also where it is nested too deeply, has one key
+    twice, or holds half a character."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_once)
+        escaped = b"\\ud" if isinstance(text, bytes) else "\\ud"
+        if escaped in text.lower() and _lone(json.dumps(found, ensure_ascii=False)):
+            raise ValueError("it holds half a character")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return found
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

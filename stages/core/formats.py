@@ -30,8 +30,9 @@ def number(said: object, newest: int, what: str) -> int:
     if type(said) is not int or said < 1:
         raise BadInput(f"{what} says that its format is {said!r}, which is none", "restore it, or make it anew")
     if said > newest:
-        raise BadInput(f"{what} is of format {said}, and this videomage ({versions()['videomage'] or 'not installed'}) "
-                       f"knows formats up to {newest}", "it was written by a newer one: pip install --upgrade videomage")
+        mine = versions()["videomage"] or "not installed"
+        raise BadInput(f"{what} is of format {said}, and this videomage ({mine}) knows formats up to {newest}",
+                       "it was written by a newer one: pip install --upgrade videomage")
     return said
 
 

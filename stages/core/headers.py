@@ -1,8 +1,8 @@
 """Is a file what it says it is? The header of a safetensors file, looked at before anything in it is believed.
 
-8 bytes (length of the header), the header (JSON: dtype, shape and place of each tensor), the tensors. The places have to
-follow each other without a gap and end where the file ends; so nothing is read twice, nothing outside, and nothing is
-hidden between them. Imports no torch.
+8 bytes (length of the header), the header (JSON: dtype, shape and place of each tensor), the tensors. The places have
+to follow each other without a gap and end where the file ends, so that nothing is read twice and nothing hides between
+them. Imports no torch.
 """
 from __future__ import annotations
 

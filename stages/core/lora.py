@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,17 +20,20 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .foreign import loads
 from .merged import merged, slices
 from .saving import save_tensors
+from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from ..backbones.unet3d import UNet3D as Backbone
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_OTHER = "it was learned on another base: learn it again on this one"
+_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def training(model: nn.Module, targets: Sequence[str], rank: int = 32, alpha: fl
     """
     assert not hasattr(model, "peft_config"), "a training scope is already open on this model"
     if start is not None:
+        check_base(start, model)
         targets, rank, alpha = start.modules, start.rank, start.alpha
     exactly = "|".join(map(re.escape, targets))              # a regex is matched in full, a list by suffix
     for name in targets:
@@ -149,6 +154,8 @@ def branches(model: nn.Module, loras: Mapping[str, Lora | Sequence[Lora] | None]
             raise ValueError(f"no branch is named {sorted(unknown)}; open are {sorted(loras)}")
         now[:] = names
 
+    for lora in itertools.chain(*held.values()):
+        check_base(lora, model)
     paths = dict.fromkeys(itertools.chain(*(lora.modules for some in held.values() for lora in some)))
     layers = {path: _linear(model, path) for path in paths}
     with ExitStack() as stack:
@@ -186,10 +193,12 @@ def _add_by_rows(x: Tensor, output: Tensor, groups: Sequence[tuple[str | None, s
 
 def _linear(model: nn.Module, path: str) -> nn.Module:
     try:
-        return model.get_submodule(path)
+        layer = model.get_submodule(path)
     except AttributeError:
-        raise BadInput(f"the LoRA changes '{path}', a layer that this model does not have",
-                       "it was learned on another base: learn it again on this one") from None
+        layer = None
+    if not isinstance(layer, (nn.Linear, LoraLayer)):
+        raise BadInput(f"the LoRA changes '{path}', a layer that this model does not have", _OTHER)
+    return layer
 
 
 @contextmanager
@@ -205,12 +214,12 @@ def mean(loras: Sequence[Lora], weights: Sequence[float] | None = None) -> Lora:
 
     Exact: A's are stacked and B's, scaled, set side by side, [w_1 B_1, w_2 B_2] [A_1; A_2], at rank r_1 + r_2 + ...
     (Means of A and of B apart give another matrix. The mean's own rank is that sum, so no smaller form is exact.)
-    weights: default 1/N each. Raises ValueError where the LoRAs change different layers.
+    weights: default 1/N each. Raises BadInput where the LoRAs change different layers.
     """
     weights = [1 / len(loras)] * len(loras) if weights is None else weights
     modules = loras[0].modules
     if any(set(lora.modules) != set(modules) for lora in loras):
-        raise ValueError("the LoRAs change different layers")
+        raise BadInput("the LoRAs change different layers", "learn them again, on one base")
     tensors = {}
     for module in modules:
         tensors[module + _A] = torch.cat([lora.factors(module)[0] for lora in loras], 0)
@@ -236,14 +245,34 @@ def save(lora: Lora, path: Path) -> None:
 
 def load(path: Path) -> Lora:
     """The LoRA of a file that a stage wrote. Raises BadInput for any other, whatever program wrote it."""
-    tensors, header = _read(path, "LoRA")
+    tensors, header = read_tensors(path, "a LoRA")
     try:
-        facts = dict(json.loads(header.get("lora", "{}")))
-    except (ValueError, TypeError):
-        facts = {}
-    if not {"alpha", "rank"} <= set(facts) or any(key.removesuffix(_B).removesuffix(_A) == key for key in tensors):
+        facts = dict(loads(header.get("lora", "{}")))
+        lora = Lora(tensors, float(facts.pop("alpha")), int(facts.pop("rank")), {k: str(v) for k, v in facts.items()})
+        whole = bool(tensors) and math.isfinite(lora.alpha) and all(_fit(lora, module) for module in lora.modules)
+        whole = whole and set(tensors) == {module + end for module in lora.modules for end in (_A, _B)}
+    except (ValueError, TypeError, LookupError, OverflowError):
+        whole = False
+    if not whole:
         raise BadInput(f"{path} is no LoRA of this project", "learn it again, or give the file that a stage wrote")
-    return Lora(tensors, float(facts.pop("alpha")), int(facts.pop("rank")), facts)
+    return lora
+
+
+def _fit(lora: Lora, module: str) -> bool:
+    """Whether the factors of a layer are two matrices of the LoRA's rank."""
+    a, b = lora.factors(module)
+    return a.ndim == b.ndim == 2 and a.is_floating_point() and b.is_floating_point() and \
+        lora.rank == a.shape[0] == b.shape[1] > 0
+
+
+def check_base(lora: Lora, model: nn.Module) -> None:
+    """Raise BadInput, naming the layer, for a LoRA of another base: one that changes a layer which this model does not
+    have, or has in another size."""
+    for module in lora.modules:
+        layer, (a, b) = _linear(model, module), lora.factors(module)
+        if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
+            raise BadInput(f"the LoRA changes '{module}' by a matrix of {b.shape[0]} x {a.shape[1]}, and that layer of "
+                           f"this base is {layer.out_features} x {layer.in_features}", _OTHER)
 
 
 def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
@@ -253,15 +282,16 @@ def save_tokens(tokens: Mapping[str, Tensor], path: Path) -> None:
 
 def load_tokens(path: Path) -> dict[str, Tensor]:
     """The tokens of a file that a stage wrote, {"<toy>": (n, width)}. Raises BadInput for any other."""
-    tensors, _ = _read(path, "tokens")
-    if not tensors or any(rows.ndim != 2 or not name.startswith("<") for name, rows in tensors.items()):
+    tensors, _ = read_tensors(path, "tokens")
+    if not tensors or not all(rows.ndim == 2 and 0 not in rows.shape and rows.is_floating_point()
+                              and _TOKEN.fullmatch(name) for name, rows in tensors.items()):
         raise BadInput(f"{path} holds no tokens", "give the file that a stage wrote")
     return tensors
 
 
-def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as damage:
-        raise BadInput(f"{path} cannot be read as {what} ({damage})", "make it again with --force") from damage
+def load_token(path: Path, name: str) -> Tensor:
+    """One token of such a file, (n, width). Raises BadInput, too, where it is not among them."""
+    tokens = load_tokens(path)
+    if name not in tokens:
+        raise BadInput(f"{path} holds the tokens {', '.join(tokens)}, and not {name}", "learn it again")
+    return tokens[name]

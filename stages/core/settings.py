@@ -9,17 +9,20 @@ from pathlib import Path
 
 import yaml
 
-from . import store
+from . import formats, store
 from .errors import BadInput, Refused, UsageError
+from .foreign import parse_yaml, read_yaml
 
 FILE = "project.yaml"
-KEYS = ("base", "preset", "video", "subjects", "motion", "motions", "prompts", "options")
+KEYS = (formats.KEY, "base", "preset", "video", "subjects", "motion", "motions", "prompts", "options")
 PRESET_NAMES = ("tuned", "paper")
 SUBJECT_KEYS = ("class", "images")
 MOTION_KEYS = ("name", "clip", "prompt")
 MORE_KEYS = ("clip", "prompt")                     # of one of several motions, which its key names
 VIDEO_KEYS = ("frames", "fps", "height", "width")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")            # of a subject, a motion, a sweep
+FUSED = re.compile(rf"{NAME.pattern}(\+{NAME.pattern})*")    # of several subjects: "dog+toy"
+SAMPLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,199}")       # "0001-toy-is-riding"; of a sweep, its options
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_name(name: str, what: str, where: str | None = None) -> str:
-    """A name becomes a folder and a token: letters, digits, - and _. Raises Refused for anything that leaves the
-    project, BadInput (or UsageError when no file is to blame) for other characters."""
+    """A name becomes a folder and a token: NAME. Raises Refused for anything that leaves the project, BadInput (or
+    UsageError when no file is to blame) for other characters."""
     if ".." in name or name.startswith(("/", "~")):
         raise Refused(f"{what} '{name}' would leave the project folder", "use a plain name, such as toy")
     if not NAME.fullmatch(name):
         blame = BadInput if where else UsageError
         raise blame(f"{where + ': ' if where else ''}{what} '{name}' is not a plain name",
-                    "use letters, digits, - and _ only: it names a folder and the token <name>")
+                    "use small letters, digits, - and _ only, at most 63: it names a folder and the token <name>")
     return name
 
 
@@ -100,6 +103,8 @@ def _words(value: object, where: str) -> tuple[str, ...]:
 
 def parse(data: object) -> Settings:
     """The parsed YAML -> Settings. Raises BadInput naming the key, with a did-you-mean for a misspelt one."""
+    if isinstance(data, Mapping):                     # of a newer one not even the keys are known
+        formats.number(data.get(formats.KEY), formats.PROJECT, FILE)
     top = _mapping(data, "the file", KEYS)
     subjects = {}
     for name, entry in _mapping(top.get("subjects"), "subjects").items():
@@ -145,14 +150,9 @@ def _motions(top: Mapping[str, object]) -> tuple[Motion | None, dict[str, Motion
 
 
 def read(path: Path) -> Settings:
-    """project.yaml -> Settings. Raises BadInput with the line that YAML stumbled over."""
-    try:
-        return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise BadInput(f"{path}{line} is not YAML: {problem}", "mend that line") from None
+    """project.yaml -> Settings. Raises BadInput with the line that YAML stumbled over, Refused where it asks for
+    code."""
+    return parse(read_yaml(path))
 
 
 def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, prompts: Iterable[str],
@@ -177,5 +177,5 @@ def write(path: Path, *, base: str, subjects: Mapping, motion: Mapping | None, p
               '# prompts:\n#   - "<toy> is riding <dog> in the snow"\n'),
         block("options", dict(options), "Hyper-parameters by stage; `videomage fuse --help` lists a stage's.",
               "# options:\n#   sample: {steps: 50}\n")))
-    parse(yaml.safe_load(text))                       # what we write, we can read
+    parse(parse_yaml(text, FILE))                     # what we write, we can read
     store.write(path, text)

@@ -23,7 +23,11 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .configs import refuse_code
 from .errors import BadInput
+from .foreign import read_json as load_json
+from .headers import PICKLED, header, refuse_pickle
+from .tensors import not_finite
 
 CHUNK = 16                                                          # pictures through a network at a time
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -116,8 +120,8 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, object]:
     """The object in a JSON file. what, remedy: how errors call the whole and what to do. Raises BadInput for a file
     that is damaged or holds something else."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        said = load_json(path)
+    except (OSError, ValueError) as error:
         raise BadInput(f"{what} cannot be loaded: {path} is damaged ({error})", remedy) from error
     if not isinstance(said, dict):
         raise BadInput(f"{what} cannot be loaded: {path} holds no JSON object", remedy)
@@ -210,6 +214,7 @@ def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: s
     if names := sorted(set(_elsewhere(said, folder, what, remedy))):
         raise BadInput(f"{what} in {folder} is not whole: its files name what is elsewhere or packed otherwise "
                        f"({', '.join(names)})", remedy)
+    _look(folder, what, remedy)
     drawn, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()                       # what it would warn of is refused below
@@ -229,7 +234,19 @@ def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: s
             absent.remove(twin)
     if absent:
         raise BadInput(f"{what} in {folder} lacks {len(absent)} of its weights, {absent[0]} first", remedy)
+    if broken := not_finite(dict(model.named_parameters())):
+        raise BadInput(f"{what} in {folder}: the weight '{broken}' holds what is no number (NaN or infinite)", remedy)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _look(folder: Path, what: str, remedy: str) -> None:
+    """Before anything is loaded: no code is asked for, and the weights are what their headers say."""
+    refuse_code(folder, f"{what} in {folder}")
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files or (path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICKLED):
+        refuse_pickle(path, remedy)
+    for path in files:
+        header(path, remedy)
 
 
 def _elsewhere(said: Mapping, folder: Path, what: str, remedy: str) -> Iterator[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, Refused
 from ..core.hub import licence_of, missing_room, the_hub
 from ..core.report import Report, silent
 from .models import KNOWN, NAME
@@ -13,13 +13,13 @@ _SMALL = (".json", ".txt", "README.md", "LICENSE")
 
 def choose(there: dict[str, int], repo: str = "it") -> dict[str, int]:
     """Of a repository's files {path: bytes} those that are read: configs, tokenizer and safetensors. Raises BadInput
-    where there is no config.json, or where the weights are pickles alone."""
+    where there is no config.json, Refused where the weights are pickles alone."""
     top = {name: size for name, size in there.items() if "/" not in name}
     if "config.json" not in top:
         raise BadInput(f"{repo} holds no config.json, so it is no model of transformers", "name another repository")
     weights = {name: size for name, size in top.items() if name.endswith(".safetensors")}
     if not weights:
-        raise BadInput(f"{repo} holds no safetensors; pickles could run code when they are read", "name another one")
+        raise Refused(f"{repo} holds no safetensors; pickles could run code when they are read", "name another one")
     return {**weights, **{name: size for name, size in top.items() if name.endswith(_SMALL)}}
 
 

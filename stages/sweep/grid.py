@@ -25,9 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from ..core.errors import BadInput, VideomageError
+from ..core.foreign import read_yaml
 from ..core.settings import FILE, Settings, check_name
 from ..core.workspace import Workspace
 from ..options import OPTIONS, Options, resolve
@@ -93,12 +92,7 @@ def find(project: Workspace, path: Path) -> Path:
 
 def read(project: Workspace, path: Path) -> Grid:
     """A checked grid with all its cells. Raises BadInput naming the key, with a did-you-mean for a misspelt one."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise BadInput(f"{path}{f', line {mark.line + 1}' if mark else ''} is not YAML: "
-                       f"{getattr(error, 'problem', None) or error}", "mend that line") from None
+    data = read_yaml(path)
     try:
         return parse(project, data, path.stem)
     except BadInput as error:
@@ -108,7 +102,8 @@ def read(project: Workspace, path: Path) -> Grid:
 def parse(project: Workspace, data: object, name: str) -> Grid:
     """The parsed YAML -> Grid. name: where the file says none."""
     top, settings = mapping_in(data, "the file", KEYS), project.settings
-    name = check_name(str(top.get("name") or re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")), "the sweep", "name")
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
+    name = check_name(str(top.get("name") or plain), "the sweep", "name")
     if name in NO_NAMES:
         raise BadInput(f"a sweep cannot be called '{name}'", "give it another name")
     casts = casts_in(top.get("casts"), settings)

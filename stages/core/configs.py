@@ -1,0 +1,41 @@
+"""The JSON files beside a model's weights: libraries read them, and some keys would make them fetch or run what is
+elsewhere. Imports no torch."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .errors import BadInput, Refused
+from .foreign import read_json
+
+CODE = ("auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code")
+PACKED = ("quantization_config",)                  # weights that another library has to unpack
+ATTENTION = ("attn_implementation", "_attn_implementation")
+
+
+def refuse_code(folder: Path, what: str) -> None:
+    """Raise Refused where a config in the folder asks for code or weights that do not come with the libraries: Python
+    of its own, a kernel of the hub, an adapter on another model. what: how the error calls the model. BadInput where a
+    config is damaged."""
+    for path in sorted(folder.glob("*config*.json")) if folder.is_dir() else ():
+        try:
+            said = read_json(path)
+        except (OSError, ValueError) as damage:
+            raise BadInput(f"{path} is damaged ({damage})", "copy or fetch it again") from None
+        if key := next(_asked(said), None):
+            raise Refused(f"{what} asks for code or weights that do not come with it ({path.name}: {key})",
+                          "do not trust this folder; use a model of diffusers' and transformers' own classes")
+    if (folder / "adapter_config.json").is_file():
+        raise Refused(f"{what} is an adapter on another model (adapter_config.json)", "take that file away, or name a "
+                      "whole model")
+
+
+def _asked(said: object) -> Iterator[str]:
+    """The keys in a config, and in those inside it, that ask for what is elsewhere."""
+    level = [said]
+    while level:
+        one = level.pop()
+        if isinstance(one, Mapping):
+            yield from (key for key in (*CODE, *PACKED) if one.get(key))
+            yield from (key for key in ATTENTION if "/" in str(one.get(key)))
+        level += [*one.values()] if isinstance(one, Mapping) else one if isinstance(one, list) else []
