@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from .core.foreign import read_json
 from .core.workspace import Workspace
 
 WITHOUT = ("subject", "none")           # values of --branches that leave the motion LoRA out
@@ -51,7 +52,7 @@ def _orders(project: Workspace) -> dict[str, dict | None]:
 
 def _read(path: Path) -> dict | None:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         request = manifest["request"]
         settings = {key: value for key, value in manifest["settings"].items() if key not in request}
         key = json.dumps([request["prompt"], request["subjects"], request.get("motion"), manifest["seed"]])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import STAGES
 from .core.errors import MissingPrerequisite
+from .core.foreign import read_json
 from .core.report import Report, silent
 from .core.video import read_clip
 from .core.workspace import Artifact, Plan, Workspace
@@ -190,13 +191,26 @@ def _features(judge: Clip | Dino, pictures: Sequence[np.ndarray]) -> Tensor:
     return torch.cat([judge.image_features(picture[None]) for picture in pictures])
 
 
+def _whole(path: Path) -> Mapping | None:
+    """A score file; None for one that is damaged, or of an older contract: it is stale."""
+    try:
+        found = read_json(path)
+        lines = [headline(found, judge) for judge in found["judged"]]
+        named = [isinstance(subject, str) for subject in found["subjects"]]
+        fine = all(value is None or isinstance(value, (int, float)) for line in lines for value in line.values())
+        fine = fine and all(value is None or isinstance(value, (int, float)) for value in found[PAPER].values())
+        return found if fine and all(named) and isinstance(found["motion"], (str, type(None))) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def _summarise(project: Workspace, report: Report) -> Path:
     """scores/summary.json over every score whose sample is still there; an equal one keeps its time stamp."""
     folder, scores = project.root / "scores", {}
     for name in project.samples():
         if (folder / f"{name}.json").is_file():
-            found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            scores |= {name: found} if "judged" in found else {}             # of an older contract: stale
+            found = _whole(folder / f"{name}.json")
+            scores |= {name: found} if found else {}
     whole = summary(scores)
     if found := rate(scores):
         report(note=f"success {found['rate']:.0%} ({found['low']:.0%} to {found['high']:.0%}) of {found['of']} videos")

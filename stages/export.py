@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,16 +182,21 @@ def _told(lora: Lora) -> dict[str, str]:
              "trained on the prompt": lora.metadata.get("prompt") or lora.metadata.get("c_m"),
              "class": lora.metadata.get("class"), "base": _base(lora), "revision": lora.metadata.get("revision"),
              "licence": lora.metadata.get("licence")}
-    return {label: text for label, text in facts.items() if text}
+    return {label: _one_line(text) for label, text in facts.items() if text}
+
+
+def _one_line(text: str) -> str:
+    """A value of a file's header, which anybody may have written, as part of a line of Markdown."""
+    return re.sub(r"[^\S ]+|[\x00-\x1f\x7f-\x9f`]", " ", text)
 
 
 def _card(lora: Lora, name: str, form: str) -> bytes:
     """README.md, with the front matter that the hub reads."""
     library, call = CALLS[form]
-    front = [f"base_model: {_base(lora)}"] if _base(lora) else []
+    front = [f"base_model: {json.dumps(_base(lora))}"] if _base(lora) else []      # JSON's quotes are YAML's, too
     front += [f"library_name: {library}", "license: other", "tags: [lora, text-to-video, videomage]"]
     layers = LAYERS.get(lora.metadata.get("targets", ""), f"{len(lora.modules)} layers")
-    lines = ["---", *front, "---", f"# {name}", "",
+    lines = ["---", *front, "---", f"# {_one_line(name)}", "",
              f"A LoRA in the {layers} of a text-to-video U-Net: rank {lora.rank}, alpha {lora.alpha:g}.", "",
              *(f"* {label}: `{text}`" if label != "licence" else f"* licence: {text}"
                for label, text in _told(lora).items()), "", f"Load it with `{call}`."]

@@ -1,15 +1,17 @@
 """Everything that is printed: results on stdout, talk on stderr, errors as one sentence with its remedy."""
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from stages.core.errors import Interrupted, OutOfResources, VideomageError
+from stages.core.errors import BadInput, Interrupted, OutOfResources, VideomageError
+from stages.core.foreign import read_json
 from stages.core.store import is_full
+
+from .visible import as_json, message, visible
 
 QUIET_SECONDS = 15.0            # without a terminal: at most one line of progress in so many seconds
 CTRL_C = 130
@@ -25,17 +27,19 @@ def _stderr():
 
 def out(text: str) -> None:
     """A line of data."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{visible(text, lines=True)}\n")
 
 
 def out_json(value: object) -> None:
     """Data as JSON; paths as text."""
-    out(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    sys.stdout.write(f"{as_json(value)}\n")
 
 
 def say(text: str, style: str | None = None) -> None:
     """A line of talk."""
-    _stderr().print(text, style=style, markup=False)
+    from rich.text import Text
+
+    _stderr().print(Text(message(text), style or ""))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = True) -> None:
@@ -46,11 +50,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
     stream = sys.stdout if data else sys.stderr
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 200)
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    grid = Table(title=Text(visible(title)), title_justify="left", box=None, pad_edge=False, header_style="bold",
+                 title_style="bold")
     for column in columns:
-        grid.add_column(column, overflow="fold")
+        grid.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(number(cell)) for cell in row))
+        grid.add_row(*(Text(visible(number(cell))) for cell in row))
     console.print(grid)
 
 
@@ -71,9 +76,9 @@ class Talk:
         if sys.stderr.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=_stderr(),
-                                transient=True)
+            label, facts = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[facts]"))
+            self.bar = Progress(label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), facts,
+                                console=_stderr(), transient=True)
             self.bar.start()
         return self
 
@@ -85,14 +90,14 @@ class Talk:
         """step, of: progress. note: a sentence. call: which of several that run at once says it. Everything else is
         shown beside the bar as name=value."""
         note, step, of, call = (facts.pop(key, None) for key in ("note", "step", "of", "call"))
-        label = f"{self.label}: {call}" if call else self.label
+        label = visible(f"{self.label}: {call}" if call else self.label)
         if note is not None and self.bar:
-            self.bar.console.print(f"{label}: {note}", markup=False)
+            self.bar.console.print(message(f"{label}: {note}"), markup=False, emoji=False)
         elif note is not None:
             say(f"{label}: {note}")
         if step is None:
             return
-        shown = " ".join(f"{key}={number(value)}" for key, value in facts.items())
+        shown = visible(" ".join(f"{key}={number(value)}" for key, value in facts.items()))
         if self.bar:
             if label not in self.tasks:
                 self.tasks[label] = self.bar.add_task(label, facts="")
@@ -131,7 +136,7 @@ def show_error(error: VideomageError) -> None:
     from rich.text import Text
 
     remedy = f" {error.remedy[0].upper()}{error.remedy[1:]}" if error.remedy else ""
-    _stderr().print(Text.assemble(("error: ", "bold red"), f"{error.what}.", (remedy, "bold")))
+    _stderr().print(Text.assemble(("error: ", "bold red"), message(f"{error.what}."), (message(remedy), "bold")))
 
 
 @contextmanager
@@ -169,7 +174,16 @@ def scores(artifacts: Sequence) -> None:
     figures themselves are in the JSON files). A score that a video cannot have is shown as "-" and is in no mean."""
     from stages.evaluate import HEADLINE, PAPER, headline
 
-    rows = [json.loads(artifact.path.read_text(encoding="utf-8")) for artifact in artifacts]
+    rows = []
+    for artifact in artifacts:
+        try:
+            rows.append(read_json(artifact.path))
+            for judge in rows[-1]["judged"]:
+                headline(rows[-1], judge)
+            dict(rows[-1][PAPER])
+        except (ValueError, LookupError, TypeError, AttributeError) as damage:
+            raise BadInput(f"{artifact.path} is damaged ({type(damage).__name__})",
+                           f"Run: videomage eval {artifact.name} --force") from None
     for judge in dict.fromkeys(judge for row in rows for judge in row["judged"]):
         _score_table(f"judged by the {judge}'s tracks", HEADLINE,
                      {row["sample"]: headline(row, judge) for row in rows if judge in row["judged"]})

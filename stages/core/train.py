@@ -5,6 +5,7 @@ resumed from a checkpoint draws the very numbers that the calm run would have dr
 """
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import divergence
+from .cells import cell
 from .checkpoints import Checkpoints
 from .errors import BadInput, Interrupted, NumericError
 from .report import Report, silent, stoppable
@@ -118,6 +120,7 @@ def _watch(curve: Sequence[Mapping[str, float]], where: str, report: Report) -> 
 
 def write_curve(curve: Sequence[Mapping[str, float]], path: Path) -> None:
     """The losses as csv: step, and a column for each."""
-    lines = [",".join(["step", *(curve[0] if curve else ["loss"])])]
-    lines += [",".join([str(step), *(f"{value:.6g}" for value in row.values())]) for step, row in enumerate(curve)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["step", *map(cell, curve[0] if curve else ["loss"])])            # some are called as actors are
+        table.writerows([step, *(f"{value:.6g}" for value in row.values())] for step, row in enumerate(curve))

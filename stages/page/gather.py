@@ -1,7 +1,6 @@
 """What the page shows, read from a project. Whatever cannot be read is kept as a sentence: nothing is left out."""
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +8,9 @@ from pathlib import Path
 
 from ..backbones import base_of, video
 from ..core.errors import BadInput, MissingPrerequisite, UsageError, VideomageError
+from ..core.foreign import read_json
 from ..core.framing import fit_size
-from ..core.settings import did_you_mean
+from ..core.settings import SAMPLE, did_you_mean
 from ..core.stage import natural
 from ..core.takes import read_take, read_track
 from ..core.video import read_clip
@@ -92,7 +92,7 @@ def names_of(project: Workspace, samples: Sequence[str] | None = None) -> list[s
     """Every sample that is there, that was scored, or that was ordered and never came; or these. Raises UsageError for
     one that nobody knows, MissingPrerequisite where there is none."""
     scored = {path.stem for path in (project.root / SCORES).glob("*.json")
-              if path.name != SUMMARY and not path.name.endswith(MANIFEST)}
+              if path.name != SUMMARY and not path.name.endswith(MANIFEST) and SAMPLE.fullmatch(path.stem)}
     there = sorted({*project.samples(), *scored, *_ordered(project)}, key=lambda name: natural(Path(name)))
     for name in samples or ():
         if name not in there:
@@ -122,6 +122,7 @@ def read_video(project: Workspace, name: str) -> Video:
     else:
         order = _ordered(project).get(name, {})
         asked, seed, changed = mapping(order.get("request")), order.get("seed"), mapping(order.get("options"))
+        seed = seed if isinstance(seed, int) else None
     return Video(name, asked, seed, changed, seen, missing, score, unscored)
 
 
@@ -137,15 +138,16 @@ def _ordered(project: Workspace) -> dict[str, Mapping]:
     found = {}
     for path in project.partial.glob("sample-*/order.json"):
         try:
-            found[path.parent.name.removeprefix("sample-")] = mapping(json.loads(path.read_text(encoding="utf-8")))
+            order = mapping(read_json(path))
         except (OSError, ValueError):
-            found[path.parent.name.removeprefix("sample-")] = {}
-    return found
+            order = {}
+        found[path.parent.name.removeprefix("sample-")] = order
+    return {name: order for name, order in found.items() if SAMPLE.fullmatch(name)}
 
 
 def _score(path: Path) -> tuple[Mapping | None, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return None, "it has not been scored"
     except (OSError, ValueError):

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..core.errors import MissingPrerequisite, UsageError
+from ..core.cells import cell as csv_cell
+from ..core.errors import BadInput, MissingPrerequisite, UsageError
+from ..core.foreign import read_json
 from .grid import Cell
 from .store import Store
 
@@ -29,7 +30,7 @@ def collect(store: Store) -> list[dict[str, object]]:
         if state == "fresh":
             path = store.score_file(cell)
             if path not in scores:
-                scores[path] = flat(json.loads(path.read_text(encoding="utf-8")), cell)
+                scores[path] = flat(_score(path), cell)
             line |= scores[path]
             line |= {"sample": store.project.show(path.parent.parent / "samples" / made.name),
                      "seconds": store.manifest(made)["seconds"], "success": scores[path].get("success")}
@@ -38,6 +39,16 @@ def collect(store: Store) -> list[dict[str, object]]:
     numeric = {column for line in lines for column, value in line.items() if _is_number(value) and column not in OWN}
     return [{column: line.get(column, 0.0 if line["state"] == "failed" and column in numeric else None)
              for column in columns} for line in lines]
+
+
+def _score(path: Path) -> Mapping[str, object]:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, Mapping):
+        raise BadInput(f"{path} is damaged", f"delete it, and score it again: videomage eval {path.stem}")
+    return found
 
 
 def flat(score: Mapping[str, object], cell: Cell) -> dict[str, object]:
@@ -63,7 +74,8 @@ def _is_number(value: object) -> bool:
 
 
 def write(lines: list[dict[str, object]], path: Path) -> Path:
-    """A table as .csv (empty where a value is None) or .parquet. Raises UsageError for another ending,
+    """A table as .csv (empty where a value is None; text that a spreadsheet would run as a formula has an apostrophe
+    before it) or .parquet. Raises UsageError for another ending,
     MissingPrerequisite for parquet without pyarrow."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     if path.suffix not in (".csv", ".parquet"):
@@ -72,9 +84,9 @@ def write(lines: list[dict[str, object]], path: Path) -> Path:
     columns = list(lines[0]) if lines else list(OWN)
     if path.suffix == ".csv":
         with partial.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(lines)
+            table = csv.writer(file)
+            table.writerow([csv_cell(column) for column in columns])
+            table.writerows([csv_cell(line[column]) for column in columns] for line in lines)
     else:
         try:
             import pyarrow
