@@ -14,8 +14,9 @@ from .backbones.unet3d import UNet3D as Backbone
 from .core.captions import Captioned, Selection, select
 from .core.denoise import drawing, encode, gaussian, go_on
 from .core.errors import BadInput
-from .core.report import Report
+from .core.report import Report, silent
 from .core.takes import sampled
+from .core.video import extent
 from .core.workspace import Workspace
 from .options import LearnSubjectOptions
 from .presets import auxiliary_prompts
@@ -62,9 +63,10 @@ def taken(project: Workspace, backbone: Backbone, options: LearnSubjectOptions, 
         def make() -> Tensor:
             go_on()
             return encode(backbone, sampled(clip.path, fps=backbone.fps, frames=backbone.frames, size=size,
-                                            window=clip.window)[None], keep=False)
+                                            window=clip.window, partial=options.allow_partial)[None], keep=False)
 
-        return [project.sha256(clip.path), clip.window, backbone.frames, backbone.fps, size], make
+        whole = [project.sha256(clip.path), clip.window, backbone.frames, backbone.fps, size]
+        return [*whole, "partial"] if options.allow_partial else whole, make
 
     unusable: list[str] = []                              # the others are made nevertheless: they wait for the next run
     latents = backbone.cache.several(
@@ -76,6 +78,26 @@ def taken(project: Workspace, backbone: Backbone, options: LearnSubjectOptions, 
                        f"{'; '.join([*unusable[:NAMED], *more])}",
                        "Mend them, or take them out of the folder: others take their places")
     return [(caption, x.to(backbone.device)) for caption, x in zip(captions, latents)]
+
+
+def shortened(project: Workspace, options: LearnSubjectOptions, report: Report = silent) -> dict[str, list[int]]:
+    """{clip: [frames before the damage, frames that it says it has]} of the damaged clips of the folder that are taken
+    nevertheless, as allow_partial says; the report says so, too."""
+    if not (options.auxiliary and options.lambda1):
+        return {}
+    out = {}
+    for path in dict.fromkeys(clip.path for clip in select(project.locate(options.auxiliary), options.auxiliary_count
+                                                            ).clips):
+        go_on()
+        try:
+            there = extent(path, partial=True)
+        except BadInput:                                  # `taken` says so, with all the others
+            continue
+        if there.count < there.of:
+            out[path.name] = [there.count, there.of]
+            report(note=f"the auxiliary clip {path.name} is damaged: decoded {there.count} of {there.of} frames, and "
+                        "these are taken")
+    return out
 
 
 def _tell(found: Selection, report: Report) -> None:

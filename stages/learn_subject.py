@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import STAGES
-from .auxiliary import auxiliary
+from .auxiliary import auxiliary, shortened
 from .backbones import identity_of, load_for
 from .backbones.unet3d import UNet3D as Backbone
 from .core import losses
@@ -66,6 +66,8 @@ def learn_subject(project: Workspace, subject: str, options: LearnSubjectOptions
         photos_NHWC = np.stack([photo.picture for photo in photos])
         latents_NC1hw = encode(backbone, photos_NHWC[:, None])
         clips = auxiliary(project, backbone, options, report)
+        if options.allow_partial and (in_part := shortened(project, options, report)):
+            plan.facts["auxiliary clips in part, [sound frames, of]"] = in_part
         previews = Previews(plan.checkpoints)
 
         def preview(step: int, token: Tensor, lora: Lora) -> None:

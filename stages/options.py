@@ -75,6 +75,7 @@ class SegmentOptions(Options):
     tracker: str = option("facebook/sam2.1-hiera-tiny", "", "SAM2: of the hub, or a folder", "§3.3")
     through: str = option("transformers", "transformers|sam2", "the library that runs SAM2", "ours")
     masks: Path | None = option(None, "", "for 'given': a folder with a sub-folder of PNGs per actor", identity=False)
+    allow_partial: bool = option(False, "", "of a damaged clip, take the frames before the damage", "ours")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class LearnSubjectOptions(Options):
     auxiliary: Path | None = option(None, "", "folder of captioned clips for L_reg; default: drawn from the base",
                                     "§3.2", identity=False)
     auxiliary_count: int = option(16, "1.. clips", "how many: drawn from the base, or taken from the folder", "ours")
+    allow_partial: bool = option(False, "", "of its damaged clips, take the frames before the damage", "ours")
     video_steps: int = option(50, "1..1000 steps", "DDIM steps of the clips drawn from the base and of previews", "§4")
     guidance: float = option(9.0, "0..100", "classifier-free guidance scale of the same", "§4")
     unconditional: str = option("own", "own|base", "previews: as in sample", "ours", identity=False)
@@ -238,7 +240,7 @@ def span(spec: Field) -> str:
 
 def show(value: object) -> str:
     """A value as a person types it."""
-    if value is None or value == () or value is MISSING:
+    if value is None or value == () or value is MISSING or value is False:
         return "-"
     return f"{value:g}" if isinstance(value, float) else " ".join(value) if isinstance(value, tuple) else str(value)
 
@@ -250,7 +252,9 @@ def checked(cls: type[Options], spec: Field, value: object) -> object:
         return None
     try:
         numeric = wanted in (int, float)
-        if value is None or isinstance(value, bool) or (numeric and not isinstance(value, (int, float, str))):
+        if wanted is bool and isinstance(value, bool):
+            return value
+        if value is None or bool in (wanted, type(value)) or (numeric and not isinstance(value, (int, float, str))):
             raise ValueError
         if wanted is tuple:
             words = [value] if isinstance(value, str) else value
@@ -263,7 +267,8 @@ def checked(cls: type[Options], spec: Field, value: object) -> object:
             raise ValueError
         value = int(float(value)) if wanted is int else wanted(value)
     except (ValueError, OverflowError):
-        names = {int: "a whole number", float: "a number", str: "text", Path: "a path", tuple: "a list of texts"}
+        names = {int: "a whole number", float: "a number", str: "text", Path: "a path", tuple: "a list of texts",
+                 bool: "true or false"}
         raise UsageError(f"{spec.name} is {value!r}, but should be {names[wanted]}") from None
     if wanted in (int, float):
         low, high = spec.metadata["low"], spec.metadata["high"]

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from .core.framing import Box, box_of, cut_out, fit_size, frame_box
-from .core.pictures import read_mask
 from .core.report import Report, silent
-from .core.video import read_images
+from .core.video import photos_of, read_mask
 from .core.workspace import kept_names
 
 COPIES = "photos"       # folder beside masks/ with the photos that they were drawn on
@@ -53,7 +52,7 @@ def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report
     """The photos and, from subjects/NAME/masks, their masks: what any of its folders marks. Which is whose, the content
     of the photos says that they were drawn on, where `segment` left copies of those; else the names. A photo that has
     no mask, or an empty one, counts as not segmented, and the report says so."""
-    pictures = [read_images([path])[0] for path in paths]
+    pictures = list(photos_of(paths))
     found: list[np.ndarray | None] = [None] * len(pictures)
     names: list[str | None] = list(kept_names(paths))
     if masks and (copies := masks.parent / COPIES).is_dir():

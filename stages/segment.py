@@ -19,11 +19,10 @@ from .backbones import base_of, video
 from .core.errors import BadInput, UsageError
 from .core.framing import fit_size
 from .core.mask_sheet import Row, Sheet
-from .core.pictures import read_mask
 from .core.report import Report, silent
 from .core.sampling import sample
-from .core.takes import FRAMES, take, times_of, write_take
-from .core.video import list_images, read_images, write_masks
+from .core.takes import FRAMES, take, write_take
+from .core.video import extent, list_images, photos_of, read_mask, write_masks
 from .core.workspace import Artifact, Plan, Workspace, keep, kept_names
 from .findings import Seen, about_clip, cuts_of, facts_of, row_of, sheet_of
 from .hints import hints_of
@@ -131,13 +130,15 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
     """Choose the frames of the clip, and keep them and the clip itself: a file byte by byte, a folder's pictures."""
     path, options = plan.inputs["clip"], plan.options
     base = video(base_of(plan.project), plan.project.settings.video)         # raises where the base cannot say
-    times, count = times_of(path)
+    there = extent(path, partial=options.allow_partial)
+    times, count = there.times, there.count
     sampling = sample(times, count, fps=base.fps, frames=base.frames, start=options.start, seconds=options.seconds,
                       speed=options.speed, what=str(path))
     if len(sampling.chosen) > MOST:
         raise BadInput(f"{sampling.end - sampling.start:g} s of the clip are {len(sampling.chosen)} frames at the rate "
                        f"of the base, and at most {MOST} are taken", f"lower --seconds to {MOST * sampling.step:g}")
-    frames, whole, part = take(path, sampling, (base.height, base.width), options.fit)
+    frames, whole, part = take(path, sampling, (base.height, base.width), options.fit,
+                               partial=options.allow_partial)
     write_take(out, frames, sampling)
     if path.is_dir():
         keep(list_images(path), out / "clip")
@@ -145,6 +146,10 @@ def _clip(plan: Plan, out: Path, report: Report) -> Seen:
         shutil.copyfile(path, out / f"clip{path.suffix.lower()}")
     last = float(times[-1]) if times is not None else (count - 1) / base.fps
     about = about_clip(sampling, count, last, base.fps, whole.shape[:2], frames.shape[1:3], part, options.fit)
+    plan.facts["frames of the clip"] = {"sound": count, "of": there.of}
+    if count < there.of:
+        about.append(f"The clip is damaged: decoded {count} of {there.of} frames, and these are taken "
+                     "(--allow-partial).")
     if cuts := cuts_of(frames):
         about.append(f"The picture changes all at once at {'frame' if len(cuts) == 1 else 'frames'} "
                      f"{', '.join(map(str, cuts))}: if that is a cut, take one shot (--start, --seconds).")
@@ -160,7 +165,7 @@ def _photos(plan: Plan, out: Path) -> Seen:
     """The photos as they are, upright, each of its own size; copied under the names that their masks get."""
     paths = plan.inputs["images"]
     keep(paths, out / COPIES)
-    names, shots = kept_names(paths), [read_images([path]) for path in paths]
+    names, shots = kept_names(paths), [photo[None] for photo in photos_of(paths)]
     stems = tuple(path.stem for path in paths)
     sources = [Source(len(paths), (k,), shot.shape[1:3], names=stems) for k, shot in enumerate(shots)]
     labels = [f"photo {k}   {shortened}   {shot.shape[2]} x {shot.shape[1]}"

@@ -133,7 +133,7 @@ def flags_of(stage: str) -> list[inspect.Parameter]:
         hint = typing.Annotated[
             (list[str] if many else plain) | None,
             typer.Option(flag, help=text, show_default=False, rich_help_panel="Hyper-parameters",
-                         metavar={int: "N", float: "X", Path: "PATH", tuple: "WORD..."}.get(plain, "TEXT"),
+                         metavar={int: "N", float: "X", Path: "PATH", tuple: "WORD...", bool: None}.get(plain, "TEXT"),
                          callback=words if many and not spec.metadata["whole"] else None)]
         out.append(inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     return out

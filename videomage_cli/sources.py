@@ -42,7 +42,7 @@ def ensure_project(run: Run, sources: list[str], name: str | None, base: str | N
     paths = [_there(source) for source in sources] if clip else list(photos_of(sources))
     own = check_name(name or _plain(paths[0].stem if clip else paths[0].absolute().parent.name),
                      "the motion" if clip else "the subject")
-    _readable(paths, bool(run.typed.get("allow_partial")))                                            # a project that names what cannot be used is no help
+    _readable(paths, bool(run.typed.get("allow_partial")))      # a project that names what cannot be used is no help
     listed = _listed(paths, run.folder)
     actors = run.typed.get("actors") or [own]
     class_word = actors[0] if len(actors) == 1 else own
@@ -97,8 +97,8 @@ def typed_before(run: Run, name: str, anew: bool) -> None:
     if before:
         run.typed = {**before, **run.typed}
         del run.options                                          # resolved before: once more
-        told = " ".join(f"--{key.replace('_', '-')} {show(tuple(v) if isinstance(v, list) else v)}".removesuffix(" True")
-                        for key, v in before.items())
+        words = {key: show(tuple(v) if isinstance(v, list) else v) for key, v in before.items()}
+        told = " ".join(f"--{key.replace('_', '-')} {words[key]}".removesuffix(" True") for key in before)
         console.say(f"as before: {told}")
 
 
@@ -129,7 +129,8 @@ def segment_sources(project: Workspace, sources: list[str], name: str | None) ->
 
 
 def _readable(paths: list[Path], partial: bool) -> None:
-    """Raise BadInput for a clip or a photo whose content cannot be read; partial: not of a clip, for what is damaged."""
+    """Raise BadInput for a clip or a photo whose content cannot be read; partial: not for a clip that has a sound
+    beginning."""
     from stages.core.video import count_pictures, extent
 
     for path in paths:

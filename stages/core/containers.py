@@ -11,7 +11,7 @@ import errno
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy as np
 
 from .errors import BadInput
 from .kinds import ANIMATIONS, PICTURES
-from .packets import INDEXED, demuxed, family, keys_of, listed, promised, ticks_of, times_of
+from .packets import BOUNDS, INDEXED, demuxed, family, keys_of, listed, promised, ticks_of, times_of
+from .paths import LARGEST, head_of, heic, is_heic
 
 REMEDY = "Make a plain copy of it first: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"
 LOST = "Give a video file; if this should be one, copy it again"
-AGAIN = "Copy it again; to keep what can be decoded: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"
-LARGEST = 2 ** 27                                          # pixels of a frame: as many as 16K video has
+AGAIN = ("Copy it again; --allow-partial takes the frames before the damage; to keep all that can be decoded: ffmpeg "
+         "-i IN -c:v libx264 -crf 12 OUT.mp4")
 HD = 720                                                   # lines: untagged video from there is BT.709, else BT.601
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,mxf,nut,ivf,dv,yuv4mpegpipe"
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}            # of H.273, that can be converted; 6 is 5
@@ -53,7 +54,8 @@ class Film:
     """times: float64 (F,), seconds from the first frame. ticks: the same as the file counts them, or None where frames
     can only be told apart by counting. keys: numbers of the frames that decoding can begin at. size: (H, W) as stored.
     turn: (a, b, c, d): column x and row y are shown at ax + cy and bx + dy, but for scale and place. pixel: width by
-    height of one. whole: the file has no other video stream, and all that is in this one is shown."""
+    height of one. whole: the file has no other video stream, and all that is in this one is shown. of: frames that the
+    file says it has, more than there are times where only what comes before damage was asked for."""
 
     path: Path
     stream: int
@@ -68,26 +70,28 @@ class Film:
     interlaced: bool
     whole: bool
     colours: Colours
+    of: int = 0
 
 
-def look(path: Path | str) -> Film:
-    """Raises BadInput where there is no video, or less of it than the file declares. The last few files are remembered:
-    to read one in parts costs its packets once."""
+def look(path: Path | str, *, partial: bool = False) -> Film:
+    """Raises BadInput where there is no video, or less of it than the file declares. partial: then, and where frames
+    within are damaged, what comes before is taken, as a film that has no more; none of it is BadInput still. The last
+    few files are remembered: to read one in parts costs its packets once."""
     path = Path(path)
     head_of(path)
     about = path.stat()
-    return _look(path, (about.st_ino, about.st_size, about.st_mtime_ns))
+    return _look(path, (about.st_ino, about.st_size, about.st_mtime_ns), partial)
 
 
 @lru_cache(maxsize=8)
-def _look(path: Path, version: tuple[int, ...]) -> Film:
+def _look(path: Path, version: tuple[int, ...], partial: bool) -> Film:
     """version: what changes when the file does; only to tell it from what is remembered."""
-    from .decode import survey
+    from .decode import beginning, survey
 
     with opened(path) as container:
         stream, only = _moving(path, container)
         said = _tags(stream.codec_context)                 # the container's; decoding writes the stream's own over them
-        found = listed(container, stream)
+        found = listed(path, container, stream)
         if not found.packets or found.frame is None:
             count = max(promised(path, container, stream, found), len(found.packets), 1)
             raise BadInput(f"{path} is damaged: decoded 0 of {count} frames", AGAIN)
@@ -103,8 +107,16 @@ def _look(path: Path, version: tuple[int, ...]) -> Film:
         count = promised(path, container, stream, found, times)
     if found.back and (back := survey(film)[1]) is not None:
         raise _jumped(film, back)
+    film = replace(film, of=max(count, len(times)))
+    if partial:
+        there = beginning(film, ticks if found.stamps is None else None)
+        if not there:
+            raise BadInput(f"{path} is damaged from its first frame on: decoded 0 of {film.of} frames", LOST)
+        return film if there == film.of else replace(
+            film, times=times[:there], ticks=ticks[:there] if exact else None, whole=False,
+            keys=tuple(key for key in keys if key < there))
     if len(times) < count:
-        raise damaged(film, count)
+        raise damaged(film)
     return film
 
 
@@ -118,8 +130,11 @@ def opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise heic(path)
     try:
         with av.open(f"file:{path.absolute()}", metadata_errors="ignore",
-                     options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
+                     options={
+                "protocol_whitelist": "file", "format_whitelist": FORMATS, **BOUNDS}) as container:
             yield container
+    except av.error.MemoryError:                           # the limit of memory is no damage
+        raise
     except av.error.FFmpegError as damage:
         what = "neither a picture nor a video" if path.suffix.lower() in PICTURES | ANIMATIONS else "no video"
         foreign = damage.errno == errno.EINVAL
@@ -127,55 +142,15 @@ def opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise BadInput(f"{path} is {what} that can be read ({why})", REMEDY if foreign else LOST) from damage
 
 
-def head_of(path: Path) -> bytes:
-    """The first 32 bytes. Raises BadInput where there are none, or none to be had."""
-    with reached(path):
-        if not path.is_file():
-            raise BadInput(f"{path} {'is no file' if path.exists() else 'does not exist'}",
-                           "Mind the folder that you are in")
-        with path.open("rb") as file:
-            head = file.read(32)
-    if not head:
-        raise BadInput(f"{path} is empty (0 bytes)", "Copy it again")
-    return head
-
-
-@contextmanager
-def reached(path: Path) -> Iterator[None]:
-    """What the system has against a path becomes BadInput: a folder that one may not enter, a name that is too long."""
-    try:
-        yield
-    except OSError as shut:
-        raise BadInput(f"{path} cannot be opened ({shut.strerror})", "Mind its name, and who may read it") from shut
-
-
-def is_folder(path: Path) -> bool:
-    with reached(path):
-        return path.is_dir()
-
-
-def is_heic(head: bytes) -> bool:
-    return head[4:11] in (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf")
-
-
-def heic(path: Path) -> BadInput:
-    return BadInput(f"{path} is a HEIC picture, which is not read here",
-                    f"Save it as PNG or JPEG first: {to_png(path)}")
-
-
-def to_png(path: Path) -> str:
-    return f"magick {path.name} {path.stem}.png"
-
-
-def damaged(film: Film, count: int | None = None) -> BadInput:
-    """The error that says how many frames can be decoded, of how many (default: as many as there are packets)."""
+def damaged(film: Film) -> BadInput:
+    """The error that says how many frames can be decoded, of how many."""
     from .decode import survey
 
     sound, back = survey(film)
-    if count is None and back is not None and sound >= len(film.times):
+    if back is not None and sound >= film.of:
         return _jumped(film, back)
-    there = min(sound, len(film.times))
-    return BadInput(f"{film.path} is damaged: decoded {there} of {count or len(film.times)} frames", AGAIN)
+    there = min(sound, len(film.times), film.of - 1)
+    return BadInput(f"{film.path} is damaged: decoded {there} of {film.of} frames", AGAIN)
 
 
 def _jumped(film: Film, number: int) -> BadInput:

@@ -7,6 +7,7 @@ damaged frames over in silence, so the bitstream is gone over first, which is ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import av
@@ -15,13 +16,16 @@ from av.filter import Graph
 from PIL import Image
 
 from .colour import is_hdr, is_wide, over_white, to_srgb
-from .containers import LARGEST, REMEDY, Film, damaged, opened
+from .containers import REMEDY, Film, damaged, opened
 from .errors import BadInput
-from .packets import LEAP, STAMPS, decoded, demuxed
+from .order import Order
+from .packets import BOUNDS, LEAP, STAMPS, decoded, demuxed
+from .paths import LARGEST
 
 PLAIN = {"h264", "hevc", "vp8", "vp9", "mpeg4"}            # codecs that decord reads as PyAV does
 NEAR = 48                                                  # frames to decode on for, rather than to seek
 EXACT = 0x4 | 0x2000 | 0x40000     # SWS_BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: else 10 bits lose 2 of 255
+REORDER = 16                                               # B-frames in a row, at most, that lean on a later frame
 QUICK = {"skip_idct": "all", "skip_loop_filter": "all"}
 
 
@@ -57,7 +61,7 @@ def survey(film: Film) -> tuple[int, int | None]:
     leap = LEAP if film.format in STAMPS else float("inf")
     with opened(film.path) as container:
         stream = container.streams[film.stream]
-        stream.codec_context.options = QUICK
+        stream.codec_context.options = {**BOUNDS, **QUICK}
         for packet in demuxed(container, stream):
             for frame in decoded(stream.codec_context, packet):
                 looks.add((frame.width, frame.height, frame.format.name, frame.interlaced_frame, frame.colorspace))
@@ -66,6 +70,21 @@ def survey(film: Film) -> tuple[int, int | None]:
                     back = count
                 before, count = frame.pts if frame.pts is not None else before, count + 1
     return sound, back
+
+
+def beginning(film: Film, ticks: np.ndarray) -> int:
+    """How many frames come before the first that is damaged, is not there, or is of another size than the first. ticks:
+    as Film's, also where one may not seek by them. Frames that can only be counted give no hint of which of them lean
+    on a later one: with B-frames, REORDER of them are left out."""
+    count, exact = 0, ticks is not None and bool((np.diff(ticks) > 0).all())
+    with opened(film.path) as container:
+        several = bool(container.streams[film.stream].codec_context.has_b_frames)
+    for number, frame in _numbered(replace(film, ticks=ticks if exact else None), None, set(range(len(film.times))),
+                                   **QUICK):
+        if number != count or (frame.height, frame.width) != film.size:
+            break
+        count += 1
+    return max(0, count - REORDER) if several and not exact and count < film.of else count
 
 
 def _decord(film: Film):
@@ -133,33 +152,49 @@ def _stretch(film: Film, wanted: list[int], seek: int | None) -> Iterator[tuple[
     yield from (pair for pair in (_deinterlaced(chosen) if film.interlaced else chosen) if pair[0] in asked)
 
 
-def _numbered(film: Film, seek: int | None, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _numbered(film: Film, seek: int | None, wanted: set[int], **how: str) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames with their numbers, sound ones only, until all that are wanted are there, or should have been long ago.
-    Where packets bear no exact times frames are counted, which an error puts an end to."""
+    Where packets bear no exact times frames are counted, which an error puts an end to. how: options of the decoder."""
     left, last = {number for number in wanted if 0 <= number < len(film.times)}, max(wanted) + NEAR
     numbers = {tick: n for n, tick in enumerate(film.ticks.tolist())} if film.ticks is not None else None
+    order, held = Order(film.keys), []
     with opened(film.path) as container:
         stream, count = container.streams[film.stream], 0
         context = _decoder(film, stream)
+        context.options = {**BOUNDS, **how}
         if seek is not None:
             container.seek(seek, stream=stream)
         for packet in demuxed(container, stream):
+            number = numbers.get(packet.pts) if numbers and packet else None
+            order.feed(number)
             try:
                 found = context.decode(packet)
+            except av.error.MemoryError:
+                raise
             except av.error.FFmpegError:
                 if numbers is None:
                     return
+                order.lose(number)
                 continue
             for frame in found:
                 number = count if numbers is None else numbers.get(frame.pts)
                 count += 1
                 if number is not None and not frame.is_corrupt:
-                    yield number, frame
+                    held.append((number, frame))
                 elif numbers is None:
                     return
+                elif number is not None:
+                    order.lose(number)
+                order.shown = max(order.shown, number or 0)
+            while held and (packet is None or order.is_settled(held[0][0])):
+                number, frame = held.pop(0)
                 left.discard(number)
-                if not left or (number is not None and number >= last):
+                if not order.is_spoilt(number):
+                    yield number, frame
+                if not left:
                     return
+            if order.shown >= last:
+                return
 
 
 def _decoder(film: Film, stream):

@@ -7,3 +7,4 @@ ANIMATIONS = {".gif", ".webp", ".apng"}                         # read frame by 
 CLIPS = ANIMATIONS | {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp",
                       ".wmv", ".flv", ".ogv", ".mxf"}
 UNREADABLE = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd"}       # photos, not read
+STRIP = "videomage frames"            # a PNG's text: how many frames lie side by side in it

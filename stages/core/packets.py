@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 
+from .errors import BadInput
+from .paths import LARGEST, LONGEST
+
+PART = "Cut out the part that is meant: ffmpeg -ss START -t SECONDS -i IN -c copy OUT.mp4"
+BOUNDS = {"max_pixels": str(LARGEST)}                      # of a decoder: a frame may be larger than its header says
 INDEXED = {"mov", "matroska"}                              # where a seek lands on the key frame that one meant
 STAMPS = {"mpegts", "mpeg"}                                # formats whose clock has 33 bits and begins again after that
 LEAP = 2 ** 32                                             # ticks: half of that, as libav mends a clock that jumps back
@@ -48,8 +52,12 @@ def family(container) -> str:
 
 def demuxed(container, *streams) -> Iterator:
     """Packets of these streams (default: of all), as far as they can be read; then None."""
-    with suppress(av.error.FFmpegError):                   # the file breaks off here: what is missing is counted
+    try:
         yield from (packet for packet in container.demux(*streams) if packet.size)
+    except av.error.MemoryError:                           # the limit of it (apart.py) is no damage
+        raise
+    except av.error.FFmpegError:
+        pass                                               # the file breaks off here: what is missing is counted
     yield None
 
 
@@ -57,14 +65,17 @@ def decoded(context, packet) -> list:
     """What comes out of the decoder for a packet (None: the rest); nothing where it fails."""
     try:
         return context.decode(packet)
+    except av.error.MemoryError:
+        raise
     except av.error.FFmpegError:
         return []
 
 
-def listed(container, stream) -> Listed:
+def listed(path: Path, container, stream) -> Listed:
     """All packets are read. Decoded is one frame, or all where packets may be half frames: H.264 fields outside mp4."""
     packets, first, end, stamps, halves, hidden = [], None, 0.0, [], False, False
     codec, plain = stream.codec_context.name, family(container) in INDEXED
+    stream.codec_context.options = BOUNDS
     for packet in demuxed(container):
         if packet is not None:
             moment = packet.dts if packet.pts is None else packet.pts
@@ -75,6 +86,8 @@ def listed(container, stream) -> Listed:
             silent = codec == "vp8" and not bytes(packet)[0] & 16          # VP8 has frames that are only referred to
             key = packet.is_keyframe and (not packets or _begins(packet, stream))
             packets.append(Packet(packet.pts, packet.dts, key, not (packet.is_discard or silent)))
+            if len(packets) > LONGEST:
+                raise BadInput(f"{path} holds more than {LONGEST} frames", PART)
             hidden |= packet.is_discard
         if first is None or halves:
             for frame in decoded(stream.codec_context, packet):

@@ -1,7 +1,7 @@
 """Pictures as they are meant to be seen: photos, animated pictures, masks; by Pillow, told by content, not by name.
 
 Every reader opens through `opened`, so damage, a bomb or a foreign file is a BadInput that names the file. A picture
-may have as many pixels as a video's frame (containers.LARGEST, 134 million) and no more than Pillow takes (twice
+may have as many pixels as a video's frame (paths.LARGEST, 134 million) and no more than Pillow takes (twice
 Image.MAX_IMAGE_PIXELS, 179 million); Pillow's warning from half of that on is for servers.
 """
 from __future__ import annotations
@@ -11,16 +11,16 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import colour
-from .containers import LARGEST, head_of, heic, is_heic, to_png
 from .errors import BadInput
-from .kinds import UNREADABLE
+from .kinds import STRIP, UNREADABLE
+from .paths import LARGEST, LONGEST, head_of, heic, is_heic, to_png
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 MOVING = {"GIF", "WEBP", "PNG", "AVIF"}                    # formats whose further pictures are frames with a duration
@@ -31,12 +31,13 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}                     # EXIF's Orientation: what makes it upright
 AGAIN = "Save it again as PNG or JPEG"
-STRIP = "videomage frames"                                 # a PNG's text: how many frames lie side by side in it
+PART = "Copy it again; --allow-partial takes the frames before the damage"
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, open; whatever Pillow meets in it becomes BadInput, and what it merely warns of is no matter."""
+def opened(path: Path, *, partial: bool = False) -> Iterator[Image.Image]:
+    """The picture, open; whatever Pillow meets in it becomes BadInput, and what it merely warns of is no matter.
+    partial: a PNG's checksums are not looked at."""
     head = head_of(path)
     if path.suffix.lower() in UNREADABLE:
         raise BadInput(f"{path} is of a kind that is not read here ({path.suffix.lower()[1:]})",
@@ -46,7 +47,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_known()) as picture:
                 _bounded(path, picture)
-                if picture.format == "PNG":
+                if picture.format == "PNG" and not partial:
                     picture.verify()                       # the checksums; it is used up by that
             with Image.open(path, formats=_known()) as picture:
                 yield picture
@@ -68,10 +69,10 @@ def _too_large(path: Path) -> BadInput:
                     "Make it smaller first")
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Path, *, partial: bool = False) -> bool:
     """Whether the file's first bytes are those of a picture, moving or not. Raises BadInput for a bomb."""
     try:
-        with opened(path):
+        with opened(path, partial=partial):
             return True
     except BadInput as refused:
         if isinstance(refused.__cause__, UnidentifiedImageError):
@@ -96,11 +97,12 @@ def read_mask(path: Path) -> np.ndarray:
     return grey[..., 0] * grey[..., 1] > 127 * 255
 
 
-def read_animation(path: Path, numbers: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def read_animation(path: Path, numbers: Sequence[int] | None = None, *, partial: bool = False
+                   ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, uint8 (H, W, 3)) of an animated picture's frames, of a strip's (see video.write_frames), or of a single
     picture as the only one; each once, ascending, one held at a time. numbers: which (default: all)."""
-    with opened(path) as picture:
-        begin, end = _span(path, picture)
+    with opened(path, partial=partial) as picture:
+        begin, end = _span(path, picture, partial)
         primaries, strip = _primaries(path, picture), _strip(picture)
         wanted = range(strip or end - begin) if numbers is None else sorted(set(numbers))
         if strip:
@@ -112,16 +114,16 @@ def read_animation(path: Path, numbers: Sequence[int] | None = None) -> Iterator
             yield number, frames[number] if strip else to_srgb(picture, primaries)
 
 
-def count_pictures(path: Path) -> int:
-    with opened(path) as picture:
-        begin, end = _span(path, picture)
+def count_pictures(path: Path, *, partial: bool = False) -> int:
+    with opened(path, partial=partial) as picture:
+        begin, end = _span(path, picture, partial)
         return _strip(picture) or end - begin
 
 
-def animation_times(path: Path) -> np.ndarray | None:
+def animation_times(path: Path, *, partial: bool = False) -> np.ndarray | None:
     """Seconds of each frame from the first one, float64 (F,); None where the picture does not move."""
-    with opened(path) as picture:
-        begin, end = _span(path, picture)
+    with opened(path, partial=partial) as picture:
+        begin, end = _span(path, picture, partial)
         if picture.format not in MOVING or (end - begin < 2 and picture.format != "GIF"):
             return None
         durations = []
@@ -134,30 +136,74 @@ def animation_times(path: Path) -> np.ndarray | None:
     return np.concatenate([[0.0], np.cumsum(np.maximum(durations[:-1], 1e-3))])
 
 
-def _span(path: Path, picture: Image.Image) -> tuple[int, int]:
+def beginning(path: Path) -> tuple[int, int]:
+    """(how many frames of an animated picture can be decoded one after another, how many it has, the damaged one
+    counted where it says no number). WebP breaks off as a whole: of a shorter file nothing can be decoded."""
+    with opened(path, partial=True) as picture:
+        of = 1
+        with suppress(*DAMAGE):
+            of = getattr(picture, "n_frames", 1)
+        first, count = int(bool(picture.info.get("default_image")) and of > 1), 0
+        whole = {"GIF": _whole_gif, "PNG": _whole_apng}.get(picture.format, lambda _: (of, False))(path.read_bytes())[0]
+        with suppress(*DAMAGE):
+            while count < min(of - first, whole):
+                picture.seek(first + count)
+                picture.load()
+                count += 1
+    return count, of - first
+
+
+def _span(path: Path, picture: Image.Image, partial: bool = False) -> tuple[int, int]:
     """The first and one past the last of the pictures that are shown. Raises BadInput where the file breaks off."""
     count = getattr(picture, "n_frames", 1) if picture.format in MOVING | {"TIFF"} else 1      # MPO: see read_photo
-    if picture.format == "GIF" and _broken_off(path.read_bytes()):
-        raise BadInput(f"{path} is damaged: it breaks off after {count} frames", "Copy it again")
+    if count > LONGEST:
+        raise BadInput(f"{path} holds more than {LONGEST} frames", "Make it shorter first")
     hidden = bool(picture.info.get("default_image")) and count > 1   # an APNG's still, not in its animation
+    if partial and picture.format in MOVING and count > 1:
+        there, of = beginning(path)
+        if not there:
+            raise BadInput(f"{path} is damaged from its first frame on: decoded 0 of {of} frames", AGAIN)
+        return int(hidden), int(hidden) + there
+    if picture.format == "GIF" and (whole := _whole_gif(path.read_bytes()))[1]:
+        there, of = min(whole[0], count), max(whole[0] + 1, count)
+        raise BadInput(f"{path} is damaged: decoded {there} of {of} frames, where it breaks off", PART)
     return int(hidden), count
 
 
-def _broken_off(gif: bytes) -> bool:
-    """Whether a GIF ends within a block. Not every writer puts a trailer at the end; some put more after it."""
+def _whole_gif(gif: bytes) -> tuple[int, bool]:
+    """(how many pictures of a GIF are there to their last byte, whether it ends within a block). Not every writer puts
+    a trailer at the end; some put more after it."""
     def table(flags: int) -> int:
         return 3 << (flags & 7) + 1 if flags & 128 else 0
 
+    count = 0
     try:
         place = 13 + table(gif[10])
         while place < len(gif) and gif[place] in b"!,":    # an extension, a picture; all else ends it
-            place += 2 if gif[place] == 33 else 11 + table(gif[place + 9])
+            picture = gif[place] == 44
+            place += 11 + table(gif[place + 9]) if picture else 2
             while gif[place]:                              # its data, in parts after their lengths
                 place += 1 + gif[place]
-            place += 1
+            place, count = place + 1, count + picture
     except IndexError:
-        return True
-    return False
+        return count, True
+    return count, False
+
+
+def _whole_apng(png: bytes) -> tuple[int, bool]:
+    """(how many frames of an APNG come before the first chunk that is cut off or fails its checksum, whether there is
+    such a one)."""
+    place, count = 8, 0
+    while place + 12 <= len(png):
+        size = int.from_bytes(png[place:place + 4], "big")
+        name, end = png[place + 4:place + 8], place + 8 + size
+        if png[end:end + 4] != zlib.crc32(png[place + 4:end]).to_bytes(4, "big"):
+            break
+        if name == b"IEND":
+            return count, False
+        count += name == b"fcTL"
+        place = end + 4
+    return max(0, count - 1), True                         # the last one begun may lack some
 
 
 def _strip(picture: Image.Image) -> int:

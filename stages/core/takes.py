@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BadInput
+from .foreign import read_json
 from .framing import Box, fit_size, frame_box
-from .pictures import count_pictures, read_mask
 from .sampling import Sampling, sample
-from .video import clip_times, list_images, read_clip, read_images, write_images
+from .video import extent, read_clip, read_images, read_mask, write_images
 
 FRAMES, FACTS = "frames", "frames.json"
 TALLEST = 720          # pixels: the short side above which frames are reduced; no base here sees more
@@ -39,14 +39,6 @@ class Take:
         return self.frames[self.windows[which]:][:self.length]
 
 
-def times_of(path: Path) -> tuple[np.ndarray | None, int]:
-    """(each frame's time stamp, None where there are none; how many frames there are) of a clip."""
-    times = clip_times(path)
-    if times is not None:
-        return times, len(times)
-    return None, len(list_images(path)) if path.is_dir() else count_pictures(path)
-
-
 def frame_size(shape: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int]:
     """(H, W) of the frames that are kept of a clip of this shape for a base of this size: its aspect at the clip's own
     resolution, up to TALLEST."""
@@ -56,28 +48,30 @@ def frame_size(shape: tuple[int, int], size: tuple[int, int], fit: str) -> tuple
     return max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
 
 
-def take(path: Path, sampling: Sampling, size: tuple[int, int], fit: str) -> tuple[np.ndarray, np.ndarray, Box]:
+def take(path: Path, sampling: Sampling, size: tuple[int, int], fit: str, *, partial: bool = False
+         ) -> tuple[np.ndarray, np.ndarray, Box]:
     """The frames of a clip for a base of this size -> (frames (N, H, W, 3), the first one whole, the part of it that is
-    kept)."""
+    kept). partial: as for video.extent."""
     kept, whole = [], None
     for lo in range(0, len(sampling.chosen), AT_ONCE):
-        part = read_clip(path, at=sampling.chosen[lo:lo + AT_ONCE])
+        part = read_clip(path, at=sampling.chosen[lo:lo + AT_ONCE], partial=partial)
         whole = part[0] if whole is None else whole
         kept.append(fit_size(part, frame_size(part.shape[1:3], size, fit), fit))
     return np.concatenate(kept), whole, frame_box(whole.shape[:2], size, fit)
 
 
 def sampled(path: Path, *, fps: float, frames: int, size: tuple[int, int],
-            window: tuple[float, float] | None = None) -> np.ndarray:
+            window: tuple[float, float] | None = None, partial: bool = False) -> np.ndarray:
     """The first `frames` frames of a clip, or of what it shows from window[0] to window[1] seconds, at this rate and
-    size -> uint8 (F, H, W, 3). Raises what `sample` does."""
+    size -> uint8 (F, H, W, 3). partial: as for video.extent. Raises what `sample` does."""
     begin, end = window or (0.0, math.inf)
-    times, count = times_of(path)
+    there = extent(path, partial=partial)
+    times, count = there.times, there.count
     if times is None and window:
         raise BadInput(f"{path} has no time stamps, so nothing can be cut out of it by time", "Give a video file")
     times = np.arange(count) / fps if times is None else times[times < end]
     chosen = sample(times, len(times), fps=fps, frames=frames, start=begin, what=str(path)).chosen
-    return read_clip(path, at=chosen, size=size)
+    return read_clip(path, at=chosen, size=size, partial=partial)
 
 
 def write_take(folder: Path, frames_FHWC: np.ndarray, sampling: Sampling) -> None:
@@ -98,7 +92,7 @@ def read_take(folder: Path, size: tuple[int, int] | None = None) -> Take:
 def read_facts(folder: Path) -> dict[str, object]:
     """What is written beside the frames in a motion's folder (Sampling.facts). Raises BadInput where it is damaged."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_json(folder / FACTS)
         count, length, windows = len(facts["chosen"]), facts["length"], facts["windows"]
         if length > 0 and windows and all(first >= 0 and first + length <= count for first in windows):
             return facts

@@ -1,6 +1,7 @@
 """Clips, pictures and masks, in and out. Frames are uint8 (F, H, W, 3) sRGB, masks are bool (F, H, W).
 
-Nothing is ever shortened in silence: a file that yields less than it declares is refused, by name and number.
+Nothing is ever shortened in silence: a file that yields less than it declares is refused, by name and number. Every
+file is decoded in a process apart (apart.py), with limits on time, memory, pixels and frames: none crashes this one.
 
     what a file has             what is read
     a rotation, EXIF            upright, also where it is mirrored
@@ -34,63 +35,87 @@ Nothing is ever shortened in silence: a file that yields less than it declares i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from .containers import Film, is_folder, look, reached
-from .decode import frames_of
+from .apart import ask
 from .errors import BadInput
 from .framing import fit_size
-from .kinds import ANIMATIONS, PICTURES, UNREADABLE
-from .pictures import STRIP, animation_times, count_pictures, is_picture, read_animation, read_mask, read_photo, to_png
+from .kinds import ANIMATIONS, PICTURES, STRIP, UNREADABLE
+from .paths import head_of, is_folder, reached, to_png
 
-__all__ = ["ANIMATIONS", "PICTURES", "clip_times", "enlarge", "list_images", "natural", "read_clip", "read_images",
-           "read_masks", "write_frames", "write_images", "write_masks", "write_video"]
+__all__ = ["ANIMATIONS", "PICTURES", "Extent", "clip_times", "count_pictures", "enlarge", "extent", "list_images",
+           "natural", "photos_of", "read_clip", "read_images", "read_mask", "read_masks", "write_frames",
+           "write_images", "write_masks", "write_video"]
 SHOWN = 256                                      # pixels: smaller videos are enlarged to at least this short side
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
-def clip_times(path: Path | str) -> np.ndarray | None:
-    """Seconds of every frame from the first one shown, increasing, float64 (F,), exact to the file's clock; None for
-    what has no time stamps: a folder, a strip of write_frames, a still picture. Of a video nothing but its packets and
-    one frame is decoded (all of it only where packets may be half frames: H.264 fields in a transport stream)."""
+@dataclass(frozen=True)
+class Extent:
+    """times: seconds of every frame from the first one shown, increasing, float64 (F,), exact to the file's clock; None
+    for what has no time stamps: a folder, a strip of write_frames, a still picture. count: F. of: how many frames the
+    file says it has, more than F where it is damaged and its beginning is taken."""
+
+    times: np.ndarray | None
+    count: int
+    of: int
+
+
+def extent(path: Path | str, *, partial: bool = False) -> Extent:
+    """Of a video nothing but its packets and one frame is decoded (all of it only where packets may be half frames,
+    H.264 fields in a transport stream, and for `partial`). partial: of a damaged file what comes before the damage is
+    taken, where else it is refused. Raises BadInput as read_clip does."""
     path = Path(path)
     if is_folder(path):
-        return None
-    return animation_times(path) if is_picture(path) else look(path).times.copy()
+        count = len(list_images(path))
+        return Extent(None, count, count)
+    head_of(path)
+    (facts, times), = ask("extent", [path], partial=partial)
+    return Extent(times, int(facts["count"]), int(facts["of"]))
 
 
-def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+def clip_times(path: Path | str) -> np.ndarray | None:
+    """Extent.times; a folder's pictures are not looked for."""
+    return None if is_folder(Path(path)) else extent(path).times
+
+
+def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[int, int] | None = None,
+              partial: bool = False) -> np.ndarray:
     """A video file, an animated picture, a strip written by write_frames or a folder of pictures -> (F, H, W, 3) uint8.
 
     at: exactly these frames, by number, in this order, repeats allowed (default: every frame); no others are held, and
     a video is decoded from the key frame before them. size: (H, W); the middle is cropped to this aspect, then resized.
-    Raises BadInput, naming the file, if it is missing, damaged, too short, or decodes to fewer frames than it declares.
+    partial: as for `extent`. Raises BadInput, naming the file, if it is missing, damaged, too short, decodes to fewer
+    frames than it declares, or passes a limit of apart.py.
     """
-    path, film, files = Path(path), None, []
+    path = Path(path)
     if is_folder(path):
-        count = len(files := list_images(path))
-    elif is_picture(path):
-        count = count_pictures(path)
-    else:
-        count = len((film := look(path)).times)
-    numbers = list(range(count)) if at is None else [int(number) for number in at]
-    if far := [number for number in numbers if not 0 <= number < count]:
-        raise BadInput(f"{path} holds {count} frames, there is no frame {far[0]}", f"The last one is {count - 1}")
-    if files:
+        files = list_images(path)
+        numbers = range(len(files)) if at is None else list(map(int, at))
+        if far := [number for number in numbers if not 0 <= number < len(files)]:
+            raise BadInput(f"{path} holds {len(files)} frames, there is no frame {far[0]}",
+                           f"The last one is {len(files) - 1}")
         return read_images([files[number] for number in numbers], size)
-    return _stacked(path, film, numbers, size)
-
-
-def _stacked(path: Path, film: Film | None, numbers: list[int], size: tuple[int, int] | None) -> np.ndarray:
-    """Frames of a video or an animated picture, in the order asked for, each brought to its size at once."""
-    found = frames_of(film, numbers) if film else read_animation(path, numbers)
-    held = {number: fit_size(picture[None], size)[0] if size else picture for number, picture in found}
+    head_of(path)
+    wanted = None if at is None else list(map(int, at))
+    held = {facts["number"]: picture for facts, picture in ask(
+        "frames", [path], at=None if at is None else sorted(set(wanted)), size=size, partial=partial)}
+    numbers = list(held) if at is None else wanted
     return np.stack([held[number] for number in numbers]) if numbers else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
+
+
+def count_pictures(path: Path | str) -> int:
+    """How many pictures the file holds; 0: it is no picture. Raises BadInput for a damaged one."""
+    path = Path(path)
+    head_of(path)
+    (facts, _), = ask("pictures", [path])
+    return int(facts["count"])
 
 
 def read_images(paths: Path | str | Sequence[Path | str], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -99,14 +124,31 @@ def read_images(paths: Path | str | Sequence[Path | str], size: tuple[int, int] 
         paths = list_images(Path(paths)) if is_folder(Path(paths)) else [paths]
     if not paths:
         raise BadInput("no picture was given", "Name at least one PNG or JPEG file")
-    if size:
-        return np.concatenate([fit_size(read_photo(Path(path))[None], size) for path in paths])
-    out = [read_photo(Path(path)) for path in paths]
+    out = [fit_size(photo[None], size)[0] if size else photo for photo in photos_of(paths)]
     odd = [path for path, picture in zip(paths, out) if picture.shape != out[0].shape]
     if odd:
         raise BadInput(f"{odd[0]} is {_sides(out[list(paths).index(odd[0])])}, but {paths[0]} is {_sides(out[0])}",
                        "Frames of one clip need one size")
     return np.stack(out)
+
+
+def photos_of(paths: Sequence[Path | str]) -> Iterator[np.ndarray]:
+    """Photos, each of its own size, uint8 (H, W, 3), decoded in one go."""
+    return _each("photo", paths)
+
+
+def read_mask(path: Path | str) -> np.ndarray:
+    """bool (H, W): white is inside; what is transparent is outside, and so is what looks darker than mid-grey."""
+    return list(_each("mask", [path]))[0]
+
+
+def _each(what: str, paths: Sequence[Path | str]) -> Iterator[np.ndarray]:
+    """Photos or masks, one after another, decoded in one go."""
+    files = list(map(Path, paths))
+    for path in files:
+        head_of(path)
+    for _, picture in ask(what, files):
+        yield picture
 
 
 def list_images(folder: Path | str) -> list[Path]:
@@ -138,7 +180,7 @@ def natural(paths: Sequence[Path]) -> list[Path]:
 def read_masks(folder: Path | str, size: tuple[int, int] | None = None) -> np.ndarray:
     """A folder of mask pictures as any editor saves them (white: inside; transparent: outside), in natural order ->
     bool (F, H, W). size: (H, W) to bring them to."""
-    masks = [read_mask(path) for path in list_images(folder)]
+    masks = list(_each("mask", list_images(folder)))
     if size:
         masks = [np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST)) for mask in masks]
     if len({mask.shape for mask in masks}) > 1:

@@ -12,8 +12,7 @@ import numpy as np
 
 from ..core.errors import BadInput, UsageError
 from ..core.framing import fit_size
-from ..core.pictures import read_mask
-from ..core.video import list_images
+from ..core.video import list_images, read_mask
 from ..core.vision import checked_frames
 from . import Hint, Masks, Setup, Source, no_hints
 
