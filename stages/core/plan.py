@@ -177,6 +177,8 @@ class Plan:
             return
         while self.project.notices:
             report(note=self.project.notices.pop(0))
+        for place in (self.partial, self.folder):
+            store.probe(place, ROOM + 2 * sum(path.stat().st_size for path in self._there()))
         with store.room_for(self.project.root), self._locked(report):
             out = self.partial / f"out-{os.getpid()}"
             started = time.monotonic()
@@ -216,9 +218,7 @@ class Plan:
             yield
 
     def _make_room(self, out: Path) -> None:
-        """An empty folder to work in, what a killed run left swept away. Whatever will not go is found out now."""
-        for place in (self.partial, self.folder):
-            store.probe(place, ROOM + 2 * sum(path.stat().st_size for path in self._there()))
+        """An empty folder to work in, what a killed run left swept away."""
         ready = self.partial / store.READY
         if ready.exists():                                   # made whole by a run that was killed just then
             store.carry_out(self.home, ready)
