@@ -4,18 +4,45 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
+from pathlib import Path
 from queue import Empty
 
+from .errors import Refused
 from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
 POLL_SECONDS = 0.2
+SAFE = "PYTHONSAFEPATH"
 _facts = None                                            # of a worker: the queue that leads to the parent's report
 
 
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Inside, processes that are started take no module from the folder that they are started in, which may be the
+    project of a stranger: multiprocessing starts them by `python -c`, for which Python looks there first.
+
+    Python 3.10 has no such switch: there, raises Refused where the folder holds what would stand for a module of it."""
+    if sys.version_info < (3, 11):
+        for path in sorted(Path.cwd().iterdir()):
+            if path.name.split(".")[0] in sys.stdlib_module_names and (path.is_dir() or ".py" in path.suffixes):
+                raise Refused(f"{path} would be taken for a module of Python by the processes that are to be started",
+                              "work from another folder: videomage -p DIR")
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SAFE)
+        if before is not None:
+            os.environ[SAFE] = before
+
+
+@safe_path()
 @stoppable()
 def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
                  after: Mapping[str, Sequence[str]] | None = None, report: Report = silent) -> dict[str, object]:

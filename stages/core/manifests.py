@@ -29,8 +29,8 @@ def read(path: Path) -> dict | None:
         why = _wrong(found)
     if why:
         raise BadInput(f"{path} is damaged ({why})", "delete it: its stage will run again")
-    if stray := next((name for name in found["files"] if not stays(name)), None):
-        raise Refused(f"{path} names the file {stray!r}, which would lie outside of its folder",
+    if strays := [name for name in found["files"] if not stays(name)]:
+        raise Refused(f"{path} names the file {strays[0]!r}, which would lie outside of its folder",
                       "delete it: its stage will run again")
     return found
 

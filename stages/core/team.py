@@ -31,7 +31,7 @@ from accelerate.utils import broadcast, check_cuda_p2p_ib_support, reduce
 from torch import Tensor
 
 from .errors import OutOfResources, UsageError, VideomageError
-from .jobs import POLL_SECONDS, begin
+from .jobs import POLL_SECONDS, begin, safe_path
 from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
 GRACE_SECONDS = 3.0                # that the others of a failed run have to end by themselves
@@ -190,6 +190,7 @@ class _End(NamedTuple):
     told: str = ""                                       # its traceback
 
 
+@safe_path()
 def together(call: Callable[..., object], devices: Sequence[str], *, report: Report = silent) -> object:
     """Run call(device=..., team=..., report=...) in a process for each device -> what the first of them returns.
 

@@ -122,5 +122,6 @@ def write_curve(curve: Sequence[Mapping[str, float]], path: Path) -> None:
     """The losses as csv: step, and a column for each."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["step", *map(cell, curve[0] if curve else ["loss"])])            # some are called as actors are
+        names = [" ".join(name.split()) for name in (curve[0] if curve else ["loss"])]       # some are those of actors
+        table.writerow(["step", *map(cell, names)])
         table.writerows([step, *(f"{value:.6g}" for value in row.values())] for step, row in enumerate(curve))

@@ -12,7 +12,9 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ..backbones import kept
 from ..core.errors import Interrupted
@@ -29,7 +31,9 @@ STORE_BYTES = 100_000_000          # Ray's shared memory, about the least that i
 class Worker:
     """What an actor is: two threads, one that works and one that answers in the meantime."""
 
-    def __init__(self, how: How) -> None:
+    def __init__(self, how: How, here: str) -> None:
+        with suppress(OSError):                                # of another machine, where paths are absolute
+            os.chdir(here)
         self._hand, self._facts = Hand(how), {}
         self._kept = kept()
         self._kept.__enter__()
@@ -70,7 +74,7 @@ class Hands:
     def hire(self) -> None:
         """As many as there should be."""
         while len(self.free) + len(self.busy) < self._crew.workers:
-            actor = self._class.remote(self._how)
+            actor = self._class.remote(self._how, str(Path.cwd()))
             self.free.append((actor, self._ray.get(actor.where.remote())))
 
     def give(self, job: Job) -> None:
@@ -132,6 +136,18 @@ def carry_out(schedule: Schedule, how: How, crew: Crew, report: Report) -> None:
         ray.shutdown()
 
 
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Ray has its workers look for modules, before all others, in the folder that it is started in. That may be the
+    project of a stranger: it is started in the root of the disk, and the workers go to our folder later."""
+    here = Path.cwd()
+    os.chdir(here.anchor)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
 def _begin(crew: Crew):
     """Ray, started or joined; quiet, without its dashboard and its statistics. SIGTERM stays ours to answer."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -143,11 +159,12 @@ def _begin(crew: Crew):
     import ray
 
     quiet = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    if crew.address:
-        ray.init(address=crew.address, **quiet)
-    else:
-        gpus = {"num_gpus": None} if crew.gpus else {"num_gpus": 0}
-        ray.init(num_cpus=crew.workers, include_dashboard=False, object_store_memory=STORE_BYTES, **gpus, **quiet)
+    with _aside():
+        if crew.address:
+            ray.init(address=crew.address, **quiet)
+        else:
+            gpus = {"num_gpus": None} if crew.gpus else {"num_gpus": 0}
+            ray.init(num_cpus=crew.workers, include_dashboard=False, object_store_memory=STORE_BYTES, **gpus, **quiet)
     if main:
         signal.signal(signal.SIGTERM, handler)
     return ray
