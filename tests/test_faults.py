@@ -78,17 +78,16 @@ class Case:
 
 @pytest.fixture
 def case(request, zygote, calm, tmp_path) -> Case:
-    """The stage that the test is for."""
-    stage, root, other = request.param, tmp_path / "project", tmp_path / "other"
-    shutil.copytree(calm, root)
-    shutil.copytree(calm, other)
-    changed = Case(zygote, stage, other, zygote.look(root), {})
-    code, said = changed.run()
+    """The stage that the test is for. The new is made in the same place: a sheet names it."""
+    case = Case(zygote, request.param, tmp_path / "project", zygote.look(calm), {})
+    shutil.copytree(calm, case.root)
+    code, said = case.run()
     assert code == 0, said
-    changed.root, changed.after = root, zygote.look(other)
-    if stage != "eval":                                                     # whose judgement is what it was
-        assert changed.after["manifests"][KEYS[stage]] != changed.before["manifests"][KEYS[stage]]
-    return changed
+    case.after = zygote.look(case.root)
+    if case.stage != "eval":                                                # whose judgement is what it was
+        assert case.after["manifests"][KEYS[case.stage]] != case.before["manifests"][KEYS[case.stage]]
+    again(case, calm)
+    return case
 
 
 def again(case: Case, calm: Path) -> None:
