@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .core.borders import astray, inside, leaves, named
+from .core.borders import astray, leaves, named
 from .core.captions import select
 from .core.errors import BadInput, VideomageError
 from .core.workspace import Input, Workspace
@@ -51,11 +51,10 @@ def missing_photo(project: Workspace, subject: str) -> VideomageError | None:
 def auxiliary(project: Workspace, options) -> Input:
     """The clips that L_reg will see and where their captions are: of a folder of thousands, what is used is hashed."""
     folder, what = project.locate(options.auxiliary), "auxiliary clips"
-    if _written(project, "learn-subject", "auxiliary", options) and not inside(folder, project.border):
-        return Input((), what, problem=leaves(what, folder))
+    if _written(project, "learn-subject", "auxiliary", options) and (out := astray(folder, project.border)):
+        return Input((), what, problem=leaves(what, out))                # before links are followed to who knows where
     try:
-        found = Input(select(folder, options.auxiliary_count).files, what)
-        return kept_in(project, found, "learn-subject", "auxiliary", options)
+        return Input(select(folder, options.auxiliary_count).files, what)
     except VideomageError as problem:
         return Input((), f"auxiliary clips ({problem.what})", problem=problem)
 

@@ -78,6 +78,25 @@ def test_a_linked_photo_among_others_is_refused_and_not_read(tmp_path, outside):
     assert len(Workspace(tmp_path / "p").photos("toy")) == 3
 
 
+@pytest.mark.parametrize("item", ["a" * 300, "~nobody-of-that-name/x", "a\0b", "loop", "***", "**/../x", "", "x/***"])
+def test_a_path_that_can_be_none_is_refused_in_a_sentence(item, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    project = small_project(tmp_path, subjects={"toy": {"class": "toy", "images": [item]}}, motion={
+        "name": "riding", "clip": item or "no.mp4"})
+    for stage, name in (("learn-subject", "toy"), ("segment", "motions/riding")):
+        with pytest.raises((BadInput, Refused)):
+            project.plan(STAGES[stage], name).require()
+
+
+def test_a_link_among_auxiliary_clips_is_not_followed_out(tmp_path):
+    """To the root of the disk, for example, which would take hours to look through."""
+    small_project(tmp_path, options={"learn-subject": {"auxiliary": "clips"}})
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/all").symlink_to("/")
+    with pytest.raises(Refused, match="clips/all, which lies outside"):
+        Workspace(tmp_path).plan(STAGES["learn-subject"], "toy").require()
+
+
 @pytest.mark.parametrize("kind", ["clip", "masks", "auxiliary"])
 def test_clip_masks_and_auxiliary_clips_lie_in_the_project(kind, tmp_path, outside, survived):
     target = outside / ("ref.mp4" if kind == "clip" else "photos")

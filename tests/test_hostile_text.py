@@ -58,9 +58,8 @@ def test_a_bar_shows_text_as_text(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with console.Talk("x") as report:
         report(step=1, of=2, prompt=f"[red]{ESCAPES}[/red]", call="[bold]c[/bold]")
-        task = report.bar.tasks[0]
-        assert "[bold]c[/bold]" in task.description and "[red]\\x1b[31m" in task.fields["facts"]
-        report.bar.refresh()
+        task, columns = report.bar.tasks[0], report.bar.columns
+        assert "[bold]c[/bold]" in columns[0].render(task).plain and "[red]\\x1b[31m" in columns[-1].render(task).plain
         report(note=f"[red]{ESCAPES}[/red] :bomb:")
     assert "[red]\\x1b[31mred" in capsys.readouterr().err
 

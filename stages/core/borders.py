@@ -11,7 +11,7 @@ import itertools
 import os
 from pathlib import Path
 
-from .errors import Refused
+from .errors import BadInput, Refused
 
 FILE = "project.yaml"
 OWN = ("subjects", "motions", "fused", "samples", "scores", "sweeps", "exports", ".cache", ".partial")
@@ -32,8 +32,9 @@ def border_of(root: Path) -> Path:
 def inside(path: Path, border: Path) -> bool:
     """Whether a path, links followed, lies within the border. What cannot be followed does not."""
     try:
-        return path.resolve().is_relative_to(border)
-    except (OSError, RuntimeError, ValueError):            # a loop of links; a name that no file can have
+        path.exists()                                      # raises for a name that no file can have
+        return path.resolve().is_relative_to(border)       # and this for a loop of links
+    except (OSError, RuntimeError, ValueError):
         return False
 
 
@@ -49,12 +50,16 @@ def astray(path: Path, border: Path) -> Path | None:
 def named(item: str, root: Path, border: Path) -> tuple[list[Path], Path | None]:
     """What project.yaml names by a file, a folder or a glob -> (the files inside the border, the first place outside of
     it or None). Outside, nothing is looked at."""
-    path = root / Path(item).expanduser()
+    path = root / os.path.expanduser(item)                 # noqa: PTH111 (it never raises)
     fixed = Path(*itertools.takewhile(lambda part: not _WILD & set(part), path.parts))
     pattern = path.parts[len(fixed.parts):]
     if not inside(fixed, border) or ".." in pattern:
         return [], fixed
-    found = fixed.glob("/".join(pattern)) if pattern else fixed.glob("*") if fixed.is_dir() else [fixed]
+    try:
+        found = fixed.glob("/".join(pattern)) if pattern else fixed.glob("*") if fixed.is_dir() else [fixed]
+        found = list(found)
+    except ValueError:                                     # `***`
+        raise BadInput(f"{FILE}: '{item}' is no pattern of files", "write * for any part of a name") from None
     files = [one for one in found if one.is_file() or one.is_symlink()]
     out = next((one for one in files if not inside(one, border)), None)
     return [one for one in files if one.is_file() and inside(one, border)], out

@@ -93,7 +93,7 @@ class Workspace:
 
     def locate(self, path: str | os.PathLike) -> Path:
         """A path as project.yaml has it (relative to the project) -> a path that can be opened."""
-        return self.root / Path(path).expanduser()
+        return self.root / os.path.expanduser(path)              # noqa: PTH111 (it never raises)
 
     def show(self, path: Path | tuple[Path, ...]) -> str:
         """A path as the project would write it: relative where it lies inside."""

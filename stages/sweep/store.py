@@ -9,12 +9,14 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import STAGES
 from ..backbones import identity_of
 from ..controls import WITHOUT
+from ..core.foreign import loads
 from ..core.stage import plain
 from ..core.workspace import Plan, Workspace
 from ..options import Options
@@ -187,12 +189,10 @@ class Store:
         """{mark: the error} of what was given up; whether it is there since, the manifests say."""
         path, found = self.folder / "attempts.jsonl", {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:                         # the line at which a driver was killed
-                continue
-            if entry["given up"]:
-                found[entry["mark"]] = entry["error"]
+            with suppress(ValueError, LookupError, TypeError):   # of the line at which a driver was killed
+                entry = loads(line)
+                if entry["given up"]:
+                    found[str(entry["mark"])] = str(entry["error"])
         return found
 
     def states(self) -> dict[Cell, tuple[str, str]]:
