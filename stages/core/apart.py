@@ -8,6 +8,7 @@ JSON and raw bytes, which are checked and never run.
 """
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
@@ -106,12 +107,17 @@ def _after_fork() -> None:
     """A fork of this process (of a library, or of Ray) shares no decoder with it."""
     global _lock
     _lock = threading.Lock()
-    for decoder in _idle:
-        decoder.let_go()
-    _idle.clear()
+    while _idle:
+        _idle.pop().let_go()
+
+
+def _at_exit() -> None:
+    while _idle:
+        _idle.pop().end()
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
 
 
 class Decoder:
@@ -195,8 +201,10 @@ class Decoder:
         left, out = memoryview(room), self.process.stdout.fileno()
         while left:
             wait = until - time.monotonic()
-            if not self._poll.poll(max(0.0, wait) * 1000) and wait <= 0:      # after a stop (Ctrl-Z), too, asked first
-                raise TimeoutError
+            if not self._poll.poll(max(0.0, wait) * 1000):
+                if wait <= 0:                              # asked once more: we may have been stopped (Ctrl-Z)
+                    raise TimeoutError
+                continue
             if not (count := os.readv(out, [left])):
                 raise EOFError
             left = left[count:]

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 from . import reading
@@ -26,6 +27,7 @@ from .errors import VideomageError
 
 ANEW = 64                                          # exit code of a worker: all is well, but another shall go on
 WRITES = 1 << 20
+FULL = 0.75                                        # of the limit of memory: who had so much and failed, failed by that
 
 
 def main() -> None:
@@ -60,10 +62,18 @@ def _work(out: int) -> int:
                 _send(out, facts, array)
             _send(out, {"end": True})
         except VideomageError as refusal:
+            if _peak() > FULL * most[0]:                   # to many a codec, no memory and damage are one error
+                _send(out, {"error": "memory"})
+                return ANEW
             _send(out, {"error": type(refusal).__name__, "what": refusal.what, "remedy": refusal.remedy})
             return ANEW
         except MemoryError:
             _send(out, {"error": "memory"})
+            return ANEW
+        except av.error.FFmpegError as failure:            # no thread, no buffer
+            what = f"{request['paths'][0]} cannot be decoded ({failure.strerror})"
+            _send(out, {"error": "memory" if _peak() > FULL * most[0] else "BadInput", "what": what,
+                        "remedy": "Make a plain copy of it first: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"})
             return ANEW
     return 0
 
@@ -105,6 +115,15 @@ def _watch(most: list[int]) -> None:
         if most[0] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > most[0]:          # macOS counts bytes
             os._exit(128 + signal.SIGKILL)
     os._exit(0)
+
+
+def _peak() -> int:
+    """Bytes of address space, at most, that this process has had; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmPeak")), 0)
 
 
 def _exactly(count: int) -> bytes:

@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from .errors import BadInput
+from .gaps import broken_at, missing
 from .kinds import ANIMATIONS, PICTURES
 from .packets import BOUNDS, INDEXED, demuxed, family, keys_of, listed, promised, ticks_of, times_of
 from .paths import LARGEST, head_of, heic, is_heic
@@ -94,7 +95,9 @@ def _look(path: Path, version: tuple[int, ...], partial: bool) -> Film:
         found = listed(path, container, stream)
         if not found.packets or found.frame is None:
             count = max(promised(path, container, stream, found), len(found.packets), 1)
-            raise BadInput(f"{path} is damaged: decoded 0 of {count} frames", AGAIN)
+            sized = stream.codec_context.width * stream.codec_context.height
+            why = "" if sized else f", whose size is not said, or is more than {LARGEST} pixels"
+            raise BadInput(f"{path} is damaged: decoded 0 of {count} frames{why}", LOST)
         frame, ticks, kind = found.frame, ticks_of(found), family(container)
         times = times_of(ticks, len(found.packets), stream)
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -105,11 +108,15 @@ def _look(path: Path, version: tuple[int, ...], partial: bool) -> Film:
                     (frame.height, frame.width), tuple(turn), Fraction(stream.sample_aspect_ratio or 1),
                     bool(frame.interlaced_frame), only and not found.hidden, _colours(path, stream, frame, said))
         count = promised(path, container, stream, found, times)
+    hole = broken_at(path, kind)
+    if hole is not None:
+        count = max(count, len(times) + missing(times))
     if found.back and (back := survey(film)[1]) is not None:
         raise _jumped(film, back)
     film = replace(film, of=max(count, len(times)))
     if partial:
-        there = beginning(film, ticks if found.stamps is None else None)
+        cut = hole if hole is not None or film.of == len(times) else path.stat().st_size
+        there = beginning(film, ticks if found.stamps is None else None, cut)
         if not there:
             raise BadInput(f"{path} is damaged from its first frame on: decoded 0 of {film.of} frames", LOST)
         return film if there == film.of else replace(

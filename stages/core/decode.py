@@ -72,16 +72,25 @@ def survey(film: Film) -> tuple[int, int | None]:
     return sound, back
 
 
-def beginning(film: Film, ticks: np.ndarray) -> int:
+def beginning(film: Film, ticks: np.ndarray | None, hole: int | None) -> int:
     """How many frames come before the first that is damaged, is not there, or is of another size than the first. ticks:
     as Film's, also where one may not seek by them. Frames that can only be counted give no hint of which of them lean
-    on a later one: with B-frames, REORDER of them are left out."""
-    count, exact = 0, ticks is not None and bool((np.diff(ticks) > 0).all())
+    on a later one: with B-frames, REORDER of them are left out. hole: the place in the file of bytes that are none of
+    it (gaps.py): frames that were there are decoded, and so shown, after the last one before."""
+    exact, most = ticks is not None and bool((np.diff(ticks) > 0).all()), len(film.times)
     with opened(film.path) as container:
-        several = bool(container.streams[film.stream].codec_context.has_b_frames)
+        stream = container.streams[film.stream]
+        several = bool(stream.codec_context.has_b_frames)
+        if hole is not None:
+            before = [packet.dts for packet in demuxed(container, stream) if packet and (packet.pos or 0) < hole]
+            before = before[:-1] if film.format in STAMPS else before      # its last packet may reach into the hole
+            most = len(before) - REORDER * several
+            if exact and before and before[-1] is not None:
+                most = int(np.searchsorted(ticks, before[-1], "right"))
+    count = 0
     for number, frame in _numbered(replace(film, ticks=ticks if exact else None), None, set(range(len(film.times))),
                                    **QUICK):
-        if number != count or (frame.height, frame.width) != film.size:
+        if number != count or count >= most or (frame.height, frame.width) != film.size:
             break
         count += 1
     return max(0, count - REORDER) if several and not exact and count < film.of else count
@@ -157,7 +166,7 @@ def _numbered(film: Film, seek: int | None, wanted: set[int], **how: str) -> Ite
     Where packets bear no exact times frames are counted, which an error puts an end to. how: options of the decoder."""
     left, last = {number for number in wanted if 0 <= number < len(film.times)}, max(wanted) + NEAR
     numbers = {tick: n for n, tick in enumerate(film.ticks.tolist())} if film.ticks is not None else None
-    order, held = Order(film.keys), []
+    order, held, over = Order(film.keys), [], False
     with opened(film.path) as container:
         stream, count = container.streams[film.stream], 0
         context = _decoder(film, stream)
@@ -183,9 +192,9 @@ def _numbered(film: Film, seek: int | None, wanted: set[int], **how: str) -> Ite
                     held.append((number, frame))
                 elif numbers is None:
                     return
-                elif number is not None:
-                    order.lose(number)
-                order.shown = max(order.shown, number or 0)
+                if number is not None:
+                    order.see(number, sound=not frame.is_corrupt)
+                    over |= number >= last
             while held and (packet is None or order.is_settled(held[0][0])):
                 number, frame = held.pop(0)
                 left.discard(number)
@@ -193,7 +202,7 @@ def _numbered(film: Film, seek: int | None, wanted: set[int], **how: str) -> Ite
                     yield number, frame
                 if not left:
                     return
-            if order.shown >= last:
+            if over:
                 return
 
 
