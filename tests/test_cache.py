@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_stages import QUICK, Middle, make_project
 from typer.testing import CliRunner
@@ -185,7 +186,7 @@ def test_what_was_longest_not_used_goes_first(project, monkeypatch):
         Cache(project).tensor("kind", [k], make)
     size = entries(project)[0].stat().st_size
     for path in entries(project):                         # in the order in which they were made, days ago
-        k = int(caches.safe_open(path, "pt").get_tensor("value")[0])
+        k = int(safe_open(path, "pt").get_tensor("value")[0])
         os.utime(path, (time.time() - 1e6 + k,) * 2)
     Cache(project).tensor("kind", [0], values[0])         # used: now it is the youngest
     monkeypatch.setattr(caches, "MOST", 3 * size)

@@ -111,7 +111,7 @@ class Cache:
         if not os.access(path, os.R_OK):                     # not there, or out of reach, which is no damage
             return None
         try:
-            read, said = read_tensors(path, "a value of the cache")
+            read, said = read_tensors(path, "a value of the cache", finite=False)
             found = {name: value.clone() for name, value in read.items()}
         except VideomageError:
             found, said = {}, {}
