@@ -20,7 +20,7 @@ TORCH_FREE = {"stages", "stages.backbones", "stages.core", "stages.segmenters", 
         "grid", "parts", "variants", "store", "schedule", "work", "run", "on_ray", "collect", "forecast")), *(
     f"stages.segmenters.{name}" for name in ("models", "fetch")), *(f"stages.core.{name}" for name in (
         "errors", "report", "lock", "settings", "stage", "plan", "workspace", "captions", "tables", "kinds", "hub",
-        "hashes", "borders", "foreign", "headers", "formats", "manifests", "configs", "cells"))}
+        "hashes", "borders", "foreign", "headers", "formats", "manifests", "configs", "cells", "store", "changes"))}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "PIL", "imageio", "av"}
 FORBIDDEN = {"pickle", "click", "torchvision", "marshal", "shelve"}
 

@@ -41,7 +41,8 @@ def test_every_option_is_described_and_read(stage, spec):
     read = {node.attr for path in readers for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute)}
     by_label = {"clip", "dino"}                       # stages/__init__.py reads these two through getattr
-    assert spec.name in read | (by_label if stage == "eval" else set()), "no stage reads it"
+    by_method = {"steps_per"} if "steps_for" in read else set()               # FuseOptions.steps_for reads it
+    assert spec.name in read | (by_label if stage == "eval" else set()) | by_method, "no stage reads it"
 
 
 def test_values_take_their_type():
@@ -105,3 +106,8 @@ def test_the_readme_has_the_tables():
     assert markdown().count("\n") == len(EVERY) + 1
     assert all(f"<!-- {mark} -->" in text for mark in TABLES)
     assert fill(text) == text
+
+
+def test_steps_of_a_run_or_of_a_pair():
+    assert FuseOptions(steps=520).steps_for(3) == 520 == FuseOptions(steps=520, steps_per="pair").steps_for(2)
+    assert [FuseOptions(steps=521, steps_per="pair").steps_for(n) for n in (2, 3, 4)] == [521, 782, 1042]

@@ -371,3 +371,10 @@ def test_while_nothing_changes_a_state_is_found_out_once(root, monkeypatch):
     assert found == wanted and max(map(asked.count, asked)) <= 2          # with the base, and for eval without it
     (root / "photos/toy/2.png").write_text("toy 2")
     assert project.state_of(STAGES["learn-subject"], "toy", BASE), "outside, the project is looked at again"
+
+
+def test_what_steps_are_counted_for_shapes_only_what_it_changes(root):
+    def shaped(name, **typed):
+        return "steps_per" in plan_of(root, "fuse", name, {"steps_per": "pair", **typed}).settings()
+
+    assert shaped("cat+pet+toy") and not shaped("pet+toy") and not shaped("cat+pet+toy", steps=0)
