@@ -42,8 +42,8 @@ class Zygote:
         that is trained if it comes later, is reported; every_steps: to the next checkpoint; file_limit: RLIMIT_FSIZE;
         nobody: where permissions count, as for anyone but the superuser."""
         answer = self._ask(root=str(root), stage=stage, name=name, options=options or {}, force=force, seed=seed,
-                           failpoint=failpoint, kill_at_step=kill_at_step, every_steps=every_steps, file_limit=file_limit,
-                           nobody=nobody)
+                           failpoint=failpoint, kill_at_step=kill_at_step, every_steps=every_steps,
+                           file_limit=file_limit, nobody=nobody)
         return answer["code"], answer["said"]
 
     def look(self, root: Path) -> dict:
