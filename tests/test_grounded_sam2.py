@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from vision_layouts import clip, frames_prepared, with_and_without_memory_lost
 
 from stages import segmenters
-from stages.core.errors import BadInput, MissingPrerequisite, UsageError
+from stages.core.errors import BadInput, MissingPrerequisite, Refused, UsageError
 from stages.core.vision import IMAGENET, Preparation
 from stages.segmenters import Hint, Setup, sam2
 from stages.segmenters.grounded_sam2 import LOOKS, GroundedSam2, looks
@@ -375,11 +375,11 @@ def test_damaged_weights(weights, tmp_path, which):
     with pytest.raises(BadInput, match=r"lacks \d of its weights"):
         kind(str(folder), "cpu")
     path.write_bytes((weights[which] / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(BadInput, match="cannot be loaded.*videomage fetch"):
+    with pytest.raises(BadInput, match="is no safetensors file, or is cut off .*videomage fetch"):
         kind(str(folder), "cpu")
     path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody reads")
-    with pytest.raises(BadInput, match="cannot be loaded"):
+    with pytest.raises(Refused, match="pytorch_model.bin is a pickle"):
         kind(str(folder), "cpu")
 
 
@@ -417,12 +417,12 @@ BOTH = {                                                    # edit -> what the e
     "quantized": (said(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}), r"\(quantization_config\)"),
     "quantized otherwise": (said(CONFIG, quantization_config={"quant_method": "x"}), r"\(quantization_config\)"),
     "adapter": (written("adapter_config.json", b"{}"), r"\(adapter_config.json\)"),
-    "no shard": (sharded({}), "cannot be loaded"),
-    "lost shard": (sharded({"a": "a.safetensors"}), "cannot be loaded"),
+    "no shard": (sharded({}), "pytorch_model.bin is a pickle"),
+    "lost shard": (sharded({"a": "a.safetensors"}), "pytorch_model.bin is a pickle"),
     "shard outside": (sharded({"a": "../a.safetensors"}), r"\(model.safetensors.index.json\)"),
     "pickled shard": (sharded({"a": "pytorch_model.bin"}), r"\(model.safetensors.index.json\)"),
     "odd index": (sharded(["a"]), r"\(model.safetensors.index.json\)"),
-    "pictures cut": (written(PICTURES, b"{"), "preparation of pictures .*preprocessor_config.json is damaged"),
+    "pictures cut": (written(PICTURES, b"{"), "cannot be loaded: .*preprocessor_config.json is damaged"),
     "pictures list": (written(PICTURES, b"[]"), "preprocessor_config.json holds no JSON object"),
     "size word": (said(PICTURES, size="x"), "a side of 'x' pixels"),
     "size odd": (said(PICTURES, size={"foo": 1}), "a side of None pixels"),
@@ -451,7 +451,7 @@ EITHER = {
                     r"\(backbone, timm_backbone\)"),
     "tokens cut": (0, written(TOKENS, b"{"), UNREAD), "tokens list": (0, written(TOKENS, b"[]"), UNREAD),
     "tokens bare": (0, written(TOKENS, b"{}"), UNREAD), "tokens odd": (0, said(TOKENS, version="x"), UNREAD),
-    "tokens config": (0, written("tokenizer_config.json", b"{"), UNREAD),
+    "tokens config": (0, written("tokenizer_config.json", b"{"), "cannot be loaded: .*tokenizer_config.json is damag"),
     "vision": (1, said(CONFIG, vision_config="x"), "cannot be loaded"),
     "side -1": (1, said(CONFIG, image_size=-1), "pictures of -1 pixels and prompts on 128"),
     "side 0": (1, said(CONFIG, image_size=0, prompt_encoder_config={"image_size": 0}), "SAM2 in .*0 pixels|cannot be"),
@@ -465,25 +465,24 @@ def test_damaged_and_odd_files_beside_the_weights(weights, tmp_path, offline, wh
     """Named, with what mends them; and nothing in them makes loading ask for the network."""
     folder = copied(weights[which], tmp_path / "folder")
     edit(folder)
-    with pytest.raises(BadInput, match=f"(?s){what}.*(--detector|--tracker)"):
+    with pytest.raises((BadInput, Refused), match=f"(?s){what}.*(--detector|--tracker)"):
         (GroundingDino, Sam2)[which](str(folder), "cpu")
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["detector", "tracker"])
 def test_a_config_chooses_no_code_of_the_hub(weights, tmp_path, offline, which):
     """Neither at its top nor in the configs within."""
-    folder, kernel = copied(weights[which], tmp_path / "folder"), "kernels-community/flash-attn"
-
-    def everywhere(one):
-        own = {"_attn_implementation": kernel, "attn_implementation": kernel} if "model_type" in one else {}
-        return {key: everywhere(value) if isinstance(value, dict) else value for key, value in one.items()} | own
-
-    (folder / CONFIG).write_text(json.dumps(everywhere(json.loads((folder / CONFIG).read_text()))))
-    network = (GroundingDino, Sam2)[which](str(folder), "cpu").network
-    known = (GroundingDino, Sam2)[which](str(weights[which]), "cpu").network
-    used = [{name: module.config._attn_implementation for name, module in one.named_modules()
-             if hasattr(getattr(module, "config", None), "_attn_implementation")} for one in (network, known)]
-    assert used[0] == used[1] and set(used[0].values()) <= {"sdpa", "eager"}
+    kernel = "kernels-community/flash-attn"
+    whole = json.loads((weights[which] / CONFIG).read_text())
+    places = [(), *((key,) for key, value in whole.items() if isinstance(value, dict) and "model_type" in value)]
+    assert len(places) > 1
+    for number, place in enumerate(places):
+        folder, edited = copied(weights[which], tmp_path / str(number)), json.loads(json.dumps(whole))
+        for key in ("_attn_implementation", "attn_implementation"):
+            (edited[place[0]] if place else edited)[key] = kernel
+        (folder / CONFIG).write_text(json.dumps(edited))
+        with pytest.raises(Refused, match="asks for code or weights that do not come with it .*attn_implementation"):
+            (GroundingDino, Sam2)[which](str(folder), "cpu")
 
 
 @pytest.mark.parametrize(("hint", "said"), [

