@@ -128,7 +128,7 @@ def test_names_prompts_and_scores_are_text_on_the_page(page_project, survived): 
     survived("hostile text", "the page: names, prompts, judges, scores")
 
 
-HOSTILE = (MARKUP, {MARKUP: MARKUP}, [MARKUP], None, True, -1, 10**30, float("nan"), [], {})
+HOSTILE = (MARKUP, {MARKUP: MARKUP}, [MARKUP], None, True, -1, 10**400, float("nan"), [], {})
 
 
 @pytest.mark.faults

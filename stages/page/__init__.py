@@ -17,7 +17,19 @@ from pathlib import Path
 from ..core.errors import UsageError
 from ..core.workspace import Workspace
 from .curves import curves, tracks
-from .gather import Clip, Subject, Video, mapping, names_of, rate, read_motion, read_rates, read_subject, read_video
+from .gather import (
+    Clip,
+    Subject,
+    Video,
+    mapping,
+    names_of,
+    rate,
+    read_motion,
+    read_rates,
+    read_subject,
+    read_video,
+    words,
+)
 from .pictures import Sheet
 from .tables import (
     CHANGE,
@@ -201,7 +213,7 @@ def _video(video: Video, place: str) -> str:
     """The section of one sample, whatever became of it."""
     success = video.success()
     kind = {True: "ok", False: "bad"}.get(success, "")
-    names = [str(name) for name in (video.score or {}).get("subjects") or video.asked.get("subjects") or ()]
+    names = words((video.score or {}).get("subjects")) or words(video.asked.get("subjects"))
     roles = mapping((video.score or {}).get("roles"))
     tags = " · ".join(filter(None, [f"seed {video.seed}" if video.seed is not None else "", options_of(video)]))
     labels = {name: f"{name} as {roles[name]}" for name in names if name in roles}

@@ -3,7 +3,6 @@ should follow. Paths are [[x, y] | null per frame] in shares of the frame, x rig
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -11,6 +10,7 @@ from .gather import mapping
 
 LEFT, RIGHT, WIDE = 42, 8, 320         # of the curves: where the plots begin, what stays free, the whole width
 ROW, PLOT, GAP = 12, 64, 16            # heights: a subject's presence, a plot, the space above it
+MOST = 1e6                             # shares of the frame: beyond, it is no place
 KEYS = 6                               # colours in page.css, .k0 to .k5
 
 
@@ -23,7 +23,7 @@ def points(path: object) -> list[tuple[float, float] | None]:
     """A path as it was read: whatever is not a finite place is None."""
     def place(at: object) -> tuple[float, float] | None:
         two = isinstance(at, list) and len(at) == 2 and all(isinstance(share, (int, float)) for share in at)
-        return (float(at[0]), float(at[1])) if two and all(map(math.isfinite, at)) else None
+        return (float(at[0]), float(at[1])) if two and all(abs(share) < MOST for share in at) else None
 
     return [place(at) for at in path] if isinstance(path, list) else []
 

@@ -87,6 +87,11 @@ def mapping(value: object) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
+def words(value: object) -> list[str]:
+    """The words of a list; none where it is no list."""
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
 # -- samples ----------------------------------------------------------------------------------------------------------
 def names_of(project: Workspace, samples: Sequence[str] | None = None) -> list[str]:
     """Every sample that is there, that was scored, or that was ordered and never came; or these. Raises UsageError for

@@ -7,12 +7,13 @@ from html import escape
 from itertools import chain
 
 from .curves import key
-from .gather import Video, mapping
+from .gather import Video, mapping, words
 
 ABSENT = '<span class="none">not measured</span>'
 PAPER = ("CLIP-T", "CLIP-I", "DINO-I", "T. Cons.")
 NAMED = (("video", "its name"), ("prompt", "as it was asked"), ("seed", "of its noise"), ("options", "typed for it"))
 SPANS = ("null", "oracle")                       # what a score stands between
+MOST = 1e300                                     # beyond, nothing is a figure, and sums overflow
 DEEPEST = 60                                     # per cent of colour in the warmest cell: figures stay readable
 
 
@@ -27,8 +28,8 @@ def figure(value: object, digits: int = 3) -> str:
 
 def number(value: object) -> float | None:
     """The value where it is a finite number."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if fits else None
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return value if fits and abs(value) < MOST else None
 
 
 def legend(names: Sequence[str], labels: Mapping[str, str] | None = None, among: Sequence[str] = ()) -> str:
@@ -123,9 +124,9 @@ def matrix(caption: str, table: object, rows: Sequence[str], columns: Sequence[s
 
 def matrices(video: Video, judgement: Mapping, names: Sequence[str]) -> str:
     confusion, binding = mapping(judgement.get("confusion")), mapping(judgement.get("binding"))
-    rows, columns = ([str(name) for name in confusion.get(side) or ()] for side in ("rows", "columns"))
+    rows, columns = (words(confusion.get(side)) for side in ("rows", "columns"))
     roles = {str(name): str(actor) for name, actor in mapping((video.score or {}).get("roles")).items()}
-    actors = [str(actor) for actor in binding.get("roles") or (roles[name] for name in names if name in roles)]
+    actors = words(binding.get("roles")) or [roles[name] for name in names if name in roles]
     return (matrix("each track against the photos of all subjects", confusion.get("matrix"), rows, columns,
                    {name: name for name in rows})
             + matrix("each track against the path of each role", binding.get("matrix"), names, actors, roles))
