@@ -20,12 +20,14 @@ from stages.core.jobs import safe_path, side_by_side
 from stages.core.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
+JUDGES = ROOT / "stages" / "sprites" / "weights"
 MODULES = ("sitecustomize", "usercustomize", "conftest", "torch", "numpy", "yaml", "diffusers", "transformers",
            "stages", "videomage_cli", "multiprocessing", "pickle", "struct", "signal", "tempfile", "encodings", "site",
            "random", "typing", "json", "modeling_mine", "pipeline", "setup", "unet", "PIL", "safetensors", "av", "ray")
 TINY = {"segment": {"segmenter": "given", "masks": "drawn"},
         "learn-subject": {"steps": 1, "rank": 2, "auxiliary_count": 1, "video_steps": 1, "preview_every": 0},
-        "sample": {"steps": 2, "tau": 1, "branches": "none", "beta": 0.0}}
+        "sample": {"steps": 2, "tau": 1, "branches": "none", "beta": 0.0},
+        "eval": {"clip": str(JUDGES / "clip"), "dino": str(JUDGES / "dino"), "segmenter": "none"}}
 COMMANDS = (["status"], ["status", "--json"], ["doctor"], ["segment"], ["segment", "--dry-run"], ["invert"],
             ["learn-subject", "toy", "--dry-run"], ["learn-motion"], ["fuse", "--subjects", "toy", "dog"],
             ["sample", "--dry-run"], ["sample", "--motion", "none", "--prompt", "a thing"], ["eval", "--html"],
@@ -120,8 +122,8 @@ def test_every_command_in_a_project_of_a_stranger(strange, tmp_path, survived):
     for text in ("base: !!python/object/apply:os.system ['touch {canary}']", "base: ../outside", "base: a\nbase: b",
                  "subjects: {{toy: {{class: x, images: ../outside}}}}", "motion: {{name: ../../x}}"):
         (root / "project.yaml").write_text(text.format(canary=canary))
-        codes = tried(root, canary, (["status"], ["learn-subject"], ["sample", "--prompt", "x"]), survived)
-        assert codes["sample --prompt x"] != 0, (text, codes)
+        codes = tried(root, canary, (["status"], ["learn-subject"]), survived)
+        assert codes["learn-subject"] != 0, (text, codes)
     assert tree(tmp_path / "outside") == before
 
 
