@@ -1,6 +1,6 @@
-"""`make test-faults`: what a crash at any moment leaves. Every stage is killed, and every operation made to fail, at
-the first, the second ... operation on the project until it passes untouched; training is killed at random steps; the
-disk fills up; nothing may be written. After each, the project holds what was there before or what the stage makes."""
+"""`make test-faults`: what a crash at any moment leaves. Every stage is killed at the first, the second ... operation
+on the project until it passes untouched, and operations are made to fail; training is killed at random steps; the disk
+fills up; nothing may be written. After each, the project holds what was there before or what the stage makes."""
 from __future__ import annotations
 
 import itertools
@@ -23,7 +23,7 @@ MAKE = {"segment": "chase", "invert": "chase", "learn-subject": "toy", "learn-mo
 KEYS = {stage: f"{stage} {name}" for stage, name in MAKE.items()} | {
     "segment": "segment motions/chase", "sample": f"sample {VIDEO}"}
 OTHERWISE = {"segment": {"threshold": 0.4}, "invert": {"token_rate": 0.01}, "learn-subject": {"rate": 0.01},
-             "learn-motion": {"rate": 0.01}, "fuse": {"rate": 0.01}, "sample": {}, "eval": {}}
+             "learn-motion": {"rate": 0.01}, "fuse": {"rate": 0.01}, "sample": {}, "eval": {}}       # sample: see renew
 LONG = {"invert": {"token_steps": 30}, "learn-subject": {"steps": 30}, "learn-motion": {"steps": 30},
         "fuse": {"steps": 30}}
 KILLS = 20
@@ -59,14 +59,15 @@ class Case:
 
     def run(self, **how) -> tuple[int, str]:
         return self.zygote.run(self.root, self.stage, MAKE[self.stage], options=OTHERWISE[self.stage], force=True,
-                               seed=1, **how)
+                               seed=int(self.stage != "sample"), **how)
 
     def holds_one(self) -> str:
         """Asserts that what is there is the old or the new -> which. Everything else is as it was."""
         seen, key = self.zygote.look(self.root), KEYS[self.stage]
         others = {name: files for name, files in seen["files"].items() if name != key}
         assert others == {name: files for name, files in self.before["files"].items() if name != key}
-        assert seen["states"][key] == "fresh", seen["states"]
+        old = self.stage == "sample" and seen["manifests"][key] == self.before["manifests"][key]
+        assert seen["states"][key] == ("stale" if old else "fresh"), seen["states"]
         assert seen["manifests"][key] in (self.before["manifests"][key], self.after["manifests"][key])
         if seen["manifests"][key] == self.after["manifests"][key]:
             assert seen["files"][key] == self.after["files"][key]
@@ -80,20 +81,24 @@ class Case:
 def case(request, zygote, calm, tmp_path) -> Case:
     """The stage that the test is for. The new is made in the same place: a sheet names it."""
     case = Case(zygote, request.param, tmp_path / "project", zygote.look(calm), {})
-    shutil.copytree(calm, case.root)
+    renew(case, calm)
     code, said = case.run()
     assert code == 0, said
     case.after = zygote.look(case.root)
     if case.stage != "eval":                                                # whose judgement is what it was
         assert case.after["manifests"][KEYS[case.stage]] != case.before["manifests"][KEYS[case.stage]]
-    again(case, calm)
+    renew(case, calm)
     return case
 
 
-def again(case: Case, calm: Path) -> None:
-    """Back to what was there before."""
-    shutil.rmtree(case.root)
+def renew(case: Case, calm: Path) -> None:
+    """What was there before. Another seed, or what is typed, is another sample: one that is to be made otherwise is so
+    by project.yaml."""
+    shutil.rmtree(case.root, ignore_errors=True)
     shutil.copytree(calm, case.root)
+    if case.stage == "sample":
+        path = case.root / "project.yaml"
+        path.write_text(path.read_text().replace("  sample:\n", "  sample:\n    guidance: 3.0\n"))
 
 
 @pytest.mark.parametrize("case", MAKE, indirect=True)
@@ -110,23 +115,24 @@ def test_killed_at_every_operation(case, calm, survived):
         if number % 5 == 0 or which == "new":                               # and the same command again makes it whole
             code, said = case.run()
             assert code == 0 and case.holds_one() == "new", said
-        again(case, calm)
+        renew(case, calm)
     assert number > 15 and (found == {"old", "new"} or case.stage == "eval")
     assert case.holds_one() == "new" or case.stage == "eval"
 
 
 @pytest.mark.parametrize("case", MAKE, indirect=True)
 @pytest.mark.parametrize("what", ["EIO", "ENOSPC"])
-def test_every_operation_fails(case, calm, survived, what):
-    """The error is told, with the exit code of a full disk where it is one; or it did not matter (the cache)."""
-    for number in itertools.count(1, 1 if what == "EIO" else 3):
+def test_operations_fail(case, calm, survived, what):
+    """Every third, and of a full disk every third after it. The error is told, with the exit code of a full disk where
+    it is one; or it did not matter (the cache)."""
+    for number in itertools.count(1 if what == "EIO" else 2, 3):
         code, said = case.run(failpoint=f"{what}@{number}")
         which = case.holds_one()
         if code == 0 and number > 15 and not _reached(case, what, number):
             break
         assert code in ({"EIO": (0, 99), "ENOSPC": (0, 6)}[what]), (number, code, said)
         survived(f"an operation fails: {case.stage}", f"{what} at {number}: {which}")
-        again(case, calm)
+        renew(case, calm)
 
 
 def _reached(case: Case, what: str, number: int) -> bool:
@@ -171,7 +177,7 @@ def test_the_disk_is_full(case, calm, survived):
             survived(f"the disk is full: {case.stage}", f"{limit} bytes")
             code, said = case.run()
             assert code == 0 and case.holds_one() == "new", said
-        again(case, calm)
+        renew(case, calm)
 
 
 @pytest.mark.parametrize("case", MAKE, indirect=True)

@@ -154,3 +154,24 @@ def test_an_owner_says_when_its_process_started():
     time.sleep(0.5)                                                  # it has ended, and nobody has asked for it
     assert replace(me, pid=child.pid).state == "dead"
     child.wait()
+
+
+def test_what_a_killed_process_had_half_written_is_swept(root):  # noqa: F811
+    from stages.core import store
+
+    with store.replacing(root / ".cache" / "value", root / ".partial") as half:
+        half.write_text("half")
+        name = half.name
+        Workspace(root)
+        assert half.exists()                                         # we are at work on it
+    assert (root / ".cache" / "value").read_text() == "half"
+    mine, _, thread = name.rpartition("-")[0].rpartition("-")[0], None, name.rpartition("-")[2]
+    dead, elsewhere = (root / ".partial" / f"{owner}-{thread}" for owner in (
+        f"{mine}-{2 ** 22 + 1}", f".value.00000000-{os.getpid()}"))
+    for path in (dead, elsewhere):
+        path.write_text("half")
+    Workspace(root)
+    assert not dead.exists() and elsewhere.exists()
+    os.utime(elsewhere, (0, 0))
+    Workspace(root)
+    assert not elsewhere.exists()

@@ -207,5 +207,5 @@ TestProject.settings = settings(max_examples=12, stateful_step_count=25, deadlin
 
 @pytest.mark.faults
 class TestProjectAtLength(Project.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True,
+    settings = settings(max_examples=40, stateful_step_count=40, deadline=None, derandomize=True,
                         suppress_health_check=QUIET)

@@ -128,7 +128,7 @@ class Cache:
         try:
             if not self._trimmed:
                 self._trim()
-            save_tensors(tensors, path, {"crc32": _checksum(tensors)})
+            save_tensors(tensors, path, {"crc32": _checksum(tensors)}, self._project.partial)
         except OSError as error:
             if not self._told:
                 self._report(note=f"{self._project.show(path.parent)} cannot be written ({error}): it will be computed "

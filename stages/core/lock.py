@@ -11,6 +11,7 @@ The lock is an flock on a small file, which the kernel frees when its holder die
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -48,7 +49,7 @@ class Owner:
     @classmethod
     def here(cls, mode: str, doing: str) -> Owner:
         command = " ".join((Path(sys.argv[0] or "python").name, *sys.argv[1:]))[:LONGEST_COMMAND]
-        return cls(platform.node(), _boot(), os.getpid(), _started(os.getpid()) or 0, command, mode, doing,
+        return cls(platform.node(), _boot(), os.getpid(), started(os.getpid()) or 0, command, mode, doing,
                    time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     @property
@@ -56,7 +57,7 @@ class Owner:
         """"working", "dead", or "on another host", of which nothing can be known here."""
         if self.host != platform.node():
             return "on another host"
-        return "working" if self.boot == _boot() and _started(self.pid) == self.started else "dead"
+        return "working" if self.boot == _boot() and started(self.pid) == self.started else "dead"
 
     def __str__(self) -> str:
         where = f" on {self.host}" if self.host != platform.node() else ""
@@ -71,7 +72,13 @@ def _boot() -> str:
     return ""
 
 
-def _started(pid: int) -> int | None:
+@cache
+def here() -> str:
+    """This boot of this host, in eight letters."""
+    return hashlib.sha256(f"{platform.node()} {_boot()}".encode()).hexdigest()[:8]
+
+
+def started(pid: int) -> int | None:
     """When a living process started, in clock ticks after the boot (0 where the system does not say); else None."""
     with suppress(OSError, ValueError):                            # field 22; the second may hold spaces and brackets
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -23,17 +23,19 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .borders import border_of, inside
 from .errors import BadInput, Locked, OutOfResources, Refused
-from .lock import locked, sweep
+from .lock import here, locked, started, sweep
 
 READY = "ready"                                # the folder of a finished artefact that is being moved into place
 COMMIT, MANIFEST = ".commit", ".manifest"      # in it: what is to be done; the manifest to come
 FAILPOINT = "VIDEOMAGE_FAILPOINT"
+DAY = 86400.0                                  # seconds
 
 _count, _counting = 0, threading.Lock()
 
@@ -97,10 +99,14 @@ def remove_folder(path: Path) -> None:
 
 # -- a file -----------------------------------------------------------------------------------------------------------
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well. When it raises, `path` is as it was."""
+def replacing(path: Path, via: Path | None = None) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well. When it raises, `path` is as it was. via: the
+    folder, on the same disk, that it is in until then (default: that of `path`); settle() looks there for what a killed
+    process left."""
     make_folder(path.parent)
-    half = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    if via:
+        make_folder(via)
+    half = (via or path.parent) / f".{path.name}.{here()}-{os.getpid()}-{threading.get_ident()}.partial"
     try:
         yield half
         sync(half)
@@ -109,6 +115,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             half.unlink(missing_ok=True)
+
+
+def _sweep_halves(folder: Path) -> None:
+    """Remove what killed processes of this host had half-written there; of another host, what is a day old."""
+    for half in folder.glob(".*.partial"):
+        where, _, pid = half.name.split(".")[-2].rpartition("-")[0].partition("-")
+        with suppress(OSError, ValueError):
+            if where == here() and started(int(pid)) is None or time.time() - half.stat().st_mtime > DAY:
+                half.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -179,6 +194,8 @@ def settle(root: Path) -> list[str]:
     notices = []
     with suppress(OSError):
         notices = sweep(root / ".partial")
+        for folder in (root, root / ".partial"):
+            _sweep_halves(folder)
     for left in sorted({*(root / ".partial").glob(f"*/{READY}"), *(root / ".partial").glob("*/out-*")}):
         try:
             with locked(left.parent.with_name(f"{left.parent.name}.lock"), left.parent.name):
