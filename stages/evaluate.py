@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import STAGES
+from .core import store
 from .core.errors import MissingPrerequisite
 from .core.foreign import read_json
 from .core.report import Report, silent
@@ -216,7 +217,5 @@ def _summarise(project: Workspace, report: Report) -> Path:
         report(note=f"success {found['rate']:.0%} ({found['low']:.0%} to {found['high']:.0%}) of {found['of']} videos")
     text, path = json.dumps(whole, indent=1) + "\n", folder / SUMMARY
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        store.write(path, text)
     return path

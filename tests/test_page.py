@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stages import STAGES
+from stages.core import store
 from stages.core.errors import MissingPrerequisite, UsageError
 from stages.core.sampling import Sampling
 from stages.core.takes import write_take
@@ -257,16 +258,18 @@ def test_a_judgement_without_curves_or_with_nonsense_is_shown_all_the_same(proje
     assert text.count(ABSENT) > 20 and "0002-two.json is damaged" in Tree(text).found[0][2]
 
 
-def test_the_same_project_gives_the_same_bytes_and_a_page_is_whole_or_the_old_one(project, tmp_path):
+def test_the_same_project_gives_the_same_bytes_and_a_page_is_whole_or_the_old_one(project, tmp_path, monkeypatch):
     path = write_page(project)
     assert path == tmp_path / "scores/index.html"
     before = path.read_bytes()
     assert write_page(Workspace(tmp_path), path=tmp_path / "deep/other.html").read_bytes() == before
     assert str(tmp_path).encode() not in before and not list(path.parent.glob(".*"))
-    (tmp_path / "scores/.index.html.partial").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_page(project, ["0001-one"])
-    assert path.read_bytes() == before
+    for number in (1, 2, 3):                                         # writing, flushing, renaming
+        monkeypatch.setattr(store, "_count", 0)
+        monkeypatch.setenv(store.FAILPOINT, f"EIO@{number}")
+        with pytest.raises(OSError, match="index.html"):
+            write_page(project, ["0001-one"])
+        assert path.read_bytes() == before and not list(path.parent.glob(".*"))
 
 
 def test_samples_can_be_chosen_and_must_be_known(project, tmp_path):

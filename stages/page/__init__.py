@@ -14,6 +14,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from ..core import store
 from ..core.errors import UsageError
 from ..core.workspace import Workspace
 from .curves import curves, tracks
@@ -60,10 +61,7 @@ def write_page(project: Workspace, samples: Sequence[str] | None = None, path: P
     text = render(project.root.resolve().name, videos, [read_subject(project, name) for name in project.subjects()],
                   [read_motion(project, name) for name in project.motions()], rate(project),
                   {} if samples else read_rates(project))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    store.write(path, text)
     return path
 
 

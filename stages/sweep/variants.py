@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from ..backbones import NAMES
+from ..core import store
 from ..core.errors import BadInput
 from ..core.settings import FILE
 from ..core.stage import plain
@@ -138,9 +139,7 @@ class Variants:
         text = f"# written by `videomage sweep` from {FILE} of the project: edit that one\n{text}"
         path = folder / FILE
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            partial = folder / f".{FILE}.{os.getpid()}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            store.write(path, text)
 
     def _settings(self, folder: Path, difference: Difference) -> dict[str, object]:
         settings = self.project.settings
