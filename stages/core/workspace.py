@@ -217,6 +217,8 @@ class Workspace:
         probe = self.plan(stage, "0000", options, seed=seed, request=request)
         order = plain({"request": probe.request, "seed": seed, "options": {
             key: value for key, value in probe.overrides().items() if key not in probe.request}})
+        if reserve:
+            store.probe(self.partial, 0)
         with self.lock("samples") if reserve else nullcontext():
             taken = {name: self._sample_order(name) for name in self.samples()} | self._ordered
             for path in self.partial.glob("sample-*/order.json"):
