@@ -122,7 +122,8 @@ def _sweep_halves(folder: Path) -> None:
     for half in folder.glob(".*.partial"):
         where, _, pid = half.name.split(".")[-2].rpartition("-")[0].partition("-")
         with suppress(OSError, ValueError):
-            if where == here() and started(int(pid)) is None or time.time() - half.stat().st_mtime > DAY:
+            number = int(pid)                                        # else it is none of ours
+            if where == here() and started(number) is None or time.time() - half.stat().st_mtime > DAY:
                 half.unlink(missing_ok=True)
 
 
@@ -138,14 +139,14 @@ def publish(root: Path, out: Path, *, folder: Path, manifest: Path, record: Mapp
     """Steps 1 and 2: flush the files in `out`, write down what is to be done, rename to `ready` -> that folder, for
     carry_out. folder, manifest: where the files and the manifest go; record: the manifest; gone: files in `folder` that
     go. Paths may be absolute; what is written down is relative to root."""
-    inside = sorted(path for path in out.rglob("*"))
+    written = sorted(out.rglob("*"))
     task = {"folder": folder.relative_to(root).as_posix(), "manifest": manifest.relative_to(root).as_posix(),
             "gone": sorted(gone)}
     for name, content in ((MANIFEST, record), (COMMIT, task)):
         operation("write", out / name)
         (out / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        inside.append(out / name)
-    for path in (*inside, out):
+        written.append(out / name)
+    for path in (*written, out):
         sync(path)
     ready = out.parent / READY
     rename(out, ready)
@@ -182,7 +183,9 @@ def carry_out(root: Path, ready: Path) -> None:
     for left in ready.parent.iterdir():                  # checkpoints, an order: `ready` stays to say that they may go
         if left != ready:
             remove_folder(left) if left.is_dir() else remove(left)
-    remove_folder(ready)
+    done = ready.with_name(f"out-{os.getpid()}-done")    # one step: half of `ready`, without its task, would be damage
+    rename(ready, done)
+    remove_folder(done)
     with suppress(OSError):                              # something has come that could not be removed
         ready.parent.rmdir()
 
