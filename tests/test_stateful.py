@@ -26,15 +26,17 @@ from stages.options import resolve
 BASE = {"name": "sprites", "revision": "1" * 64}
 ORDER = {"prompt": "<toy> is chasing <pet>", "subjects": ["pet", "toy"], "motion": "chase"}
 SAMPLE = "0001-toy-is-chasing-pet"
+CLIP, INVERTED, FUSED = ("segment", "motions/chase"), ("invert", "chase"), ("fuse", "pet+toy")
+LEARNED = (("learn-subject", "toy"), ("learn-subject", "pet"))
 NEEDS = {                                          # the method's graph: what each is made from, and of whose sources
-    ("segment", "motions/chase"): ("clip",),
-    ("invert", "chase"): (("segment", "motions/chase"),),
+    CLIP: ("clip",),
+    INVERTED: (CLIP,),
     ("learn-subject", "toy"): ("toy",),
     ("learn-subject", "pet"): ("pet",),
-    ("learn-motion", "chase"): (("segment", "motions/chase"), ("invert", "chase")),
-    ("fuse", "pet+toy"): (("learn-subject", "toy"), ("learn-subject", "pet")),
-    ("sample", SAMPLE): (("fuse", "pet+toy"), ("invert", "chase"), ("learn-motion", "chase")),
-    ("eval", SAMPLE): (("sample", SAMPLE),)}
+    ("learn-motion", "chase"): (CLIP, INVERTED),
+    FUSED: (*LEARNED, "toy", "pet"),
+    ("sample", SAMPLE): (*LEARNED, FUSED, ("learn-motion", "chase"), INVERTED, CLIP, "toy", "pet"),
+    ("eval", SAMPLE): (("sample", SAMPLE), CLIP, "toy", "pet")}
 FILES = {"segment": ("clip.mp4", "frames.json", "frames/0000.png", "masks/red-circle/0000.png", "overlay.png")}
 OPTION = {"segment": ("threshold", 0.4), "invert": ("token_rate", 0.01), "learn-subject": ("rate", 0.01),
           "learn-motion": ("rate", 0.01), "fuse": ("rate", 0.01), "sample": ("guidance", 3.0)}
@@ -151,16 +153,24 @@ class Project(RuleBasedStateMachine):
 
     @rule(what=artefacts, all_of_it=st.booleans())
     def delete(self, what, all_of_it):
-        """Its manifest alone (what is made from it still finds its files), or every file."""
+        """Its manifest alone (what is made from it still finds its files), or every file. Of a sample always its folder:
+        a video without its manifest is nobody's order, and the next one gets a number of its own."""
+        if what[0] == "sample":
+            shutil.rmtree(self.root / "samples", ignore_errors=True)
+            self.forget(what, with_files=True)
+            return
         plan = self.plan(what)
         manifest, all_of_it = plan.recorded(), all_of_it or what in self.tampered
         for name in manifest["files"] if manifest and all_of_it else ():
             (plan.folder / name).unlink()
         plan.manifest_path.unlink(missing_ok=True)
+        self.forget(what, with_files=manifest and all_of_it)
+
+    def forget(self, what, *, with_files):
         self.made.pop(what, None)
-        if manifest and all_of_it:
-            del self.there[what]
         self.tampered.discard(what)
+        if with_files:
+            self.there.pop(what, None)
 
     @precondition(lambda self: self.made)
     @rule(data=st.data())

@@ -197,7 +197,7 @@ def settle(root: Path) -> list[str]:
     notices = []
     with suppress(OSError):
         notices = sweep(root / ".partial")
-        for folder in (root, root / ".partial"):
+        for folder in (root, root / ".partial", *(root / ".partial").glob("*/")):
             _sweep_halves(folder)
     for left in sorted({*(root / ".partial").glob(f"*/{READY}"), *(root / ".partial").glob("*/out-*")}):
         try:

@@ -232,7 +232,8 @@ class Workspace:
                 name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
                 self._ordered[name] = order
             if reserve and not self.sample_folder(name).exists():
-                store.write(self.partial / f"sample-{name}" / "order.json", json.dumps(order))
+                with store.room_for(self.root):
+                    store.write(self.partial / f"sample-{name}" / "order.json", json.dumps(order))
         return name
 
     def _sample_order(self, name: str) -> dict | None:
