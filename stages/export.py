@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import STAGES
 from .backbones.bases import known
+from .core import store
 from .core.errors import BadInput, MissingPrerequisite, UsageError
 from .core.lora import Lora, load, load_tokens
 from .core.settings import did_you_mean
@@ -224,14 +225,15 @@ def _write(files: Files, out: Path, force: bool) -> list[Path]:
     whole = out.resolve()
     partial = whole.with_name(f".{whole.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
+        store.make_folder(partial)
         for name, content in files.items():
-            (partial / name).write_bytes(content)
+            store.write(partial / name, content)
         if whole.exists():
             for name in files:
-                (partial / name).replace(whole / name)
+                store.rename(partial / name, whole / name)
+            store.sync(whole)
         else:
-            partial.rename(whole)
+            store.publish_folder(partial, whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [out / name for name in files]

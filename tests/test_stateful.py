@@ -153,7 +153,7 @@ class Project(RuleBasedStateMachine):
 
     @rule(what=artefacts, all_of_it=st.booleans())
     def delete(self, what, all_of_it):
-        """Its manifest alone (what is made from it still finds its files), or every file. Of a sample always its folder:
+        """Its manifest alone (what is made from it still finds its files), or every file. Of a sample its whole folder:
         a video without its manifest is nobody's order, and the next one gets a number of its own."""
         if what[0] == "sample":
             shutil.rmtree(self.root / "samples", ignore_errors=True)

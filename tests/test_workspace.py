@@ -15,6 +15,7 @@ import pytest
 
 from stages import STAGES
 from stages.core import report as reports
+from stages.core import store
 from stages.core.errors import BadInput, Interrupted, Locked, MissingPrerequisite, OutOfResources, Refused
 from stages.core.lock import locked
 from stages.core.settings import Settings, parse
@@ -201,6 +202,15 @@ def test_checkpoints_stay_with_their_identity(root):
     assert plan_of(root, "learn-subject", "toy", seed=1).checkpoints != plan.checkpoints
     make(root, "learn-subject", "toy")
     assert not plan.checkpoints.exists()
+
+
+def test_a_line_that_a_crash_cut_short_stays_a_line_of_its_own(tmp_path):
+    path = tmp_path / "sweeps" / "attempts.jsonl"
+    store.append(path, ["one", "two"])
+    path.write_bytes(path.read_bytes()[:-2])                             # killed before the end of its second line
+    store.append(path, ["three"])
+    store.append(path, ["four"])
+    assert path.read_text() == "one\ntw\nthree\nfour\n"
 
 
 def test_missing_inputs_name_the_next_command(root):

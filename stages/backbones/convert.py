@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import BadInput, VideomageError
+from ..core.store import publish_folder
 from .bases import known, licence
 from .fetch import pickled_parts
 from .folder import PICKLED, STEMS, is_pickle
@@ -44,7 +45,7 @@ def convert(source: Path, out: Path, facts: Mapping[str, str]) -> None:
         path = partial / "videomage.json"
         own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         path.write_text(json.dumps({**said, **own}, indent=1) + "\n", encoding="utf-8")
-        partial.rename(out)
+        publish_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

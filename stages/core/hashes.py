@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from .store import write
+
 _KEPT = 2**26                                          # bytes from which on a file's hash is kept between runs
 _hashes: dict[str, list] = {}                          # path -> [size, mtime in ns, sha256], of this process
 
@@ -49,10 +51,7 @@ def sha256(path: Path) -> str:
 def _keep(path: Path, hashes: dict[str, list]) -> None:
     """Best effort: where the cache cannot be written, the next run reads the files again."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(hashes), encoding="utf-8")
-        partial.replace(path)
+        write(path, json.dumps(hashes))
 
 
 def _read(path: Path) -> dict[str, list]:

@@ -134,6 +134,27 @@ def write(path: Path, content: str | bytes) -> None:
         half.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def append(path: Path, lines: Iterable[str]) -> None:
+    """Lines at the end of a file of lines. One that a crash has cut short before them stays a line of its own."""
+    make_folder(path.parent)
+    operation("write", path)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    sync(path)
+
+
+def publish_folder(half: Path, folder: Path) -> None:
+    """A folder of files that is no artefact, finished beside its place (on the same disk): flushed, and renamed to
+    `folder`, where nothing is yet."""
+    for path in (*sorted(half.rglob("*")), half):
+        sync(path)
+    rename(half, folder)
+    sync(folder.parent)
+
+
 # -- an artefact ------------------------------------------------------------------------------------------------------
 def publish(root: Path, out: Path, *, folder: Path, manifest: Path, record: Mapping, gone: Iterable[str]) -> Path:
     """Steps 1 and 2: flush the files in `out`, write down what is to be done, rename to `ready` -> that folder, for

@@ -50,6 +50,7 @@ from .errors import BadInput
 from .framing import fit_size
 from .kinds import ANIMATIONS, PICTURES, STRIP, UNREADABLE
 from .paths import head_of, is_folder, reached, to_png
+from .store import replacing
 
 __all__ = ["ANIMATIONS", "PICTURES", "Extent", "clip_times", "count_pictures", "enlarge", "extent", "list_images",
            "natural", "photos_of", "read_clip", "read_images", "read_mask", "read_masks", "write_frames",
@@ -204,17 +205,16 @@ def write_video(path: Path | str, frames_FHWC: np.ndarray, fps: float = 8.0) -> 
     if short < SHOWN:
         frames = enlarge(frames, -(-SHOWN // (2 * short)) * 2)
     even = frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
-    partial = path.with_name(f".{path.stem}.partial.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(partial), frames.shape[2:0:-1], fps=fps, codec="libx264", macro_block_size=1, quality=None,
-        pix_fmt_out="yuv420p" if even else "yuv444p", ffmpeg_log_level="error",
-        output_params=["-crf", "10", "-preset", "medium", "-movflags", "+faststart",
-                       "-colorspace", "smpte170m", "-color_range", "tv"])
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame.tobytes())
-    writer.close()
-    partial.replace(path)
+    with replacing(path) as half:
+        writer = imageio_ffmpeg.write_frames(
+            str(half), frames.shape[2:0:-1], fps=fps, codec="libx264", macro_block_size=1, quality=None,
+            pix_fmt_out="yuv420p" if even else "yuv444p", ffmpeg_log_level="error",
+            output_params=["-crf", "10", "-preset", "medium", "-movflags", "+faststart",
+                           "-colorspace", "smpte170m", "-color_range", "tv", "-f", "mp4"])
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame.tobytes())
+        writer.close()
     return path
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..backbones import identity_of
 from ..core.report import Report, silent
+from ..core.store import write
 from ..core.video import read_clip
 from ..core.workspace import Workspace
 from ..options import SampleOptions, resolve
@@ -136,9 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     project = Workspace(Path((argv or sys.argv[1:])[0]))
     lines = measure(project)
-    partial = project.root / "alone.json.partial"
-    partial.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    partial.replace(project.root / "alone.json")
+    write(project.root / "alone.json", json.dumps(lines, indent=1) + "\n")
     print(table(lines))
 
 

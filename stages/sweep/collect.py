@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.cells import cell as csv_cell
 from ..core.errors import BadInput, MissingPrerequisite, UsageError
 from ..core.foreign import read_json
+from ..core.store import replacing
 from .grid import Cell
 from .store import Store
 
@@ -77,23 +77,21 @@ def write(lines: list[dict[str, object]], path: Path) -> Path:
     """A table as .csv (empty where a value is None; text that a spreadsheet would run as a formula has an apostrophe
     before it) or .parquet. Raises UsageError for another ending,
     MissingPrerequisite for parquet without pyarrow."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     if path.suffix not in (".csv", ".parquet"):
         raise UsageError(f"'{path.name}' is no table that can be written", "name it .csv or .parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(lines[0]) if lines else list(OWN)
     if path.suffix == ".csv":
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as half, half.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow([csv_cell(column) for column in columns])
             table.writerows([csv_cell(line[column]) for column in columns] for line in lines)
-    else:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise MissingPrerequisite("parquet needs pyarrow, which is not installed",
-                                      "Run: pip install 'videomage[sweep]'   (or write a .csv)") from None
-        parquet.write_table(pyarrow.table({column: [line[column] for line in lines] for column in columns}), partial)
-    partial.replace(path)
+        return path
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingPrerequisite("parquet needs pyarrow, which is not installed",
+                                  "Run: pip install 'videomage[sweep]'   (or write a .csv)") from None
+    with replacing(path) as half:
+        parquet.write_table(pyarrow.table({column: [line[column] for line in lines] for column in columns}), half)
     return path

@@ -18,6 +18,7 @@ from ..backbones import identity_of
 from ..controls import WITHOUT
 from ..core.foreign import loads
 from ..core.stage import plain
+from ..core.store import append
 from ..core.workspace import Plan, Workspace
 from ..options import Options
 from ..prompts import slug
@@ -181,9 +182,7 @@ class Store:
         lines = [json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}, ensure_ascii=False)
                  for entry in entries]
         if lines:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in lines))
+            append(self.folder / "attempts.jsonl", lines)
 
     def failures(self) -> dict[str, str]:
         """{mark: the error} of what was given up; whether it is there since, the manifests say."""

@@ -196,4 +196,4 @@ def _symlink(link: Path, to: Path) -> None:
     with suppress(FileNotFoundError):
         partial.unlink()
     partial.symlink_to(target)
-    partial.replace(link)
+    store.rename(partial, link)
