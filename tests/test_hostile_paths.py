@@ -97,6 +97,50 @@ def test_a_link_among_auxiliary_clips_is_not_followed_out(tmp_path):
         Workspace(tmp_path).plan(STAGES["learn-subject"], "toy").require()
 
 
+def test_two_links_in_a_row_do_not_lead_out(tmp_path, outside, monkeypatch, survived):
+    """`clips/a` leads to a folder of the project, and a link in that one out of it: whoever reads follows both."""
+    small_project(tmp_path / "p", options={"learn-subject": {"auxiliary": "clips"},
+                                           "segment": {"segmenter": "given", "masks": "drawn"}})
+    for name in ("clips", "drawn", "other"):
+        (tmp_path / "p" / name).mkdir()
+    (tmp_path / "p/other/b").symlink_to("/")
+    for link in ("clips/a", "drawn/person"):
+        (tmp_path / "p" / link).symlink_to("../other")
+    scan, entered = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: entered.append(str(path)) or scan(path))
+    for stage, name, place in (("learn-subject", "toy", "clips/a/b"), ("segment", "motions/riding", "drawn/person/b")):
+        with pytest.raises(Refused, match=f"{place}, which lies outside"):
+            Workspace(tmp_path / "p").plan(STAGES[stage], name).require()
+    assert entered and not [path for path in entered if path.endswith("/b") or "/b/" in path]
+    (tmp_path / "p/other/b").unlink()
+    (tmp_path / "p/other/0000.png").symlink_to(outside / "photos/0000.png")
+    with pytest.raises(Refused, match="drawn/person/0000.png, which lies outside"):
+        Workspace(tmp_path / "p").plan(STAGES["segment"], "motions/riding").require()
+    (tmp_path / "p/motions/riding").mkdir(parents=True)
+    (tmp_path / "p/motions/riding/masks").symlink_to("../../other")            # of a folder that stages write to
+    with pytest.raises(Refused, match="motions/riding/masks/0000.png is a link that leads out"):
+        Workspace(tmp_path / "p")
+    survived("hostile paths", "two links in a row")
+
+
+def test_what_lies_behind_a_link_is_an_input(tmp_path):
+    """A stage reads it, so that it is hashed; a link in a circle is followed once, and without links all is as ever."""
+    project = small_project(tmp_path, options={"segment": {"segmenter": "given", "masks": "drawn"}})
+    for name in ("drawn/horse", "other"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0000.png").write_text(name)
+        (tmp_path / name / ".hidden").write_text(name)
+    plan = project.plan(STAGES["segment"], "motions/riding")
+    assert set(plan.hashes()) == {"clip", "masks/horse/0000.png"}
+    (tmp_path / "drawn/person").symlink_to("../other")
+    (tmp_path / "other/round").symlink_to("../drawn")
+    before = project.plan(STAGES["segment"], "motions/riding")
+    assert set(before.hashes()) == {"clip", "masks/horse/0000.png", "masks/person/0000.png"}
+    identity = before.identity
+    (tmp_path / "other/0000.png").write_text("something else")
+    assert Workspace(tmp_path).plan(STAGES["segment"], "motions/riding").identity != identity
+
+
 @pytest.mark.parametrize("kind", ["clip", "masks", "auxiliary"])
 def test_clip_masks_and_auxiliary_clips_lie_in_the_project(kind, tmp_path, outside, survived):
     target = outside / ("ref.mp4" if kind == "clip" else "photos")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import BadInput, Refused
@@ -38,13 +39,43 @@ def inside(path: Path, border: Path) -> bool:
         return False
 
 
+def entries(folder: Path | str, *, hidden: bool = True) -> Iterator[tuple[str, os.DirEntry]]:
+    """(its place in the folder, an entry) of all that lies in it and below, sorted; linked folders are entered as well,
+    each folder once. An entry comes before it is entered, so that who finds it amiss can stop. hidden: also what begins
+    with a dot. Names and kinds are looked at, and no more: there may be thousands."""
+    waiting, seen = [("", str(folder))], set()
+    while waiting:
+        place, here = waiting.pop()
+        try:
+            facts = os.stat(here)
+            with os.scandir(here) as found:
+                inner = sorted(found, key=lambda entry: entry.name)
+        except OSError:                                    # gone, or shut: nobody else reads it either
+            continue
+        if (facts.st_dev, facts.st_ino) in seen:
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        below = []
+        for entry in inner:
+            if hidden or not entry.name.startswith("."):
+                yield f"{place}{entry.name}", entry
+                if is_folder(entry):
+                    below.append((f"{place}{entry.name}/", entry.path))
+        waiting += reversed(below)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is one or leads to one."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry).is_dir())
+
+
 def astray(path: Path, border: Path) -> Path | None:
-    """The first place at which a file, or a folder with all that is in it, leads out of the border; None where it does
-    not."""
+    """The first place at which a file, or a folder with all that is in it, every link followed, leads out of the
+    border; None where it does not."""
     if not inside(path, border):
         return path
-    within = sorted(path.rglob("*")) if path.is_dir() else ()
-    return next((one for one in within if one.is_symlink() and not inside(one, border)), None)
+    links = (Path(entry) for _, entry in entries(path) if entry.is_symlink())
+    return next((one for one in links if not inside(one, border)), None)
 
 
 def named(item: str, root: Path, border: Path) -> tuple[list[Path], Path | None]:
@@ -72,31 +103,22 @@ def leaves(what: str, path: Path | str, remedy: str = "copy it into the project,
 
 
 def check_folder(border: Path) -> None:
-    """Look through the folders that stages read and write by themselves. Raises Refused for a link that leads out of
-    the project, and for what is neither file nor folder (a pipe would keep whoever reads it waiting for ever)."""
-    _check_entries(border, [border / name for name in (*OWN, FILE)])
+    """Look through the folders that stages read and write by themselves, every link followed. Raises Refused for one
+    that leads out of the project, and for what is neither file nor folder (a pipe would keep whoever reads it waiting
+    for ever)."""
+    for name in (*OWN, FILE):
+        _check_entry(border / name, border)
+        for _, entry in entries(border / name):
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                _check_entry(Path(entry), border)
 
 
-def _check_entries(border: Path, paths: list[Path]) -> None:
-    waiting = []
-    for path in paths:
-        if path.is_symlink():
-            if not inside(path, border):
-                raise Refused(f"{path.relative_to(border)} is a link that leads out of the project",
-                              f"delete the link, or put what it leads to in its place: {path}")
-        elif path.is_dir():
-            waiting.append(str(path))
-        elif path.exists() and not path.is_file():
-            raise _strange(path, border)
-    while waiting:                                        # of thousands of entries: names and kinds alone, no stat
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    _check_entries(border, [Path(entry.path)])
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif not entry.is_file(follow_symlinks=False):
-                    raise _strange(Path(entry.path), border)
+def _check_entry(path: Path, border: Path) -> None:
+    if path.is_symlink() and not inside(path, border):
+        raise Refused(f"{path.relative_to(border)} is a link that leads out of the project",
+                      f"delete the link, or put what it leads to in its place: {path}")
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise _strange(path, border)
 
 
 def _strange(path: Path, border: Path) -> Refused:

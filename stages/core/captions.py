@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import posixpath
 import re
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from .borders import entries, is_folder
 from .errors import BadInput
 from .kinds import CLIPS
 from .stage import natural
@@ -122,26 +122,17 @@ def _lot(part: Part) -> bytes:
 
 def _listing(folder: Path) -> tuple[tuple[str, ...], frozenset[str], list[str]]:
     """Clips, notes and tables by their places in the folder, with / between. Linked folders are followed, once each."""
-    clips, notes, tables, seen = [], [], [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        facts = Path(here).stat()
-        if (facts.st_dev, facts.st_ino) in seen:
-            folders.clear()
+    clips, notes, tables = [], [], []
+    for place, entry in entries(folder, hidden=False):
+        end = posixpath.splitext(place)[1].lower()
+        if end not in _READ or is_folder(entry):
             continue
-        seen.add((facts.st_dev, facts.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(here).relative_to(folder).as_posix()
-        for name in files:
-            end = posixpath.splitext(name)[1].lower()
-            if name.startswith(".") or end not in _READ:
-                continue
-            place = name if inside == "." else f"{inside}/{name}"
-            if end in CLIPS:
-                clips.append(place)
-            elif end in NOTES:
-                notes.append(place)
-            elif inside == ".":
-                tables.append(place)
+        if end in CLIPS:
+            clips.append(place)
+        elif end in NOTES:
+            notes.append(place)
+        elif "/" not in place:
+            tables.append(place)
     return tuple(sorted(clips)), frozenset(notes), sorted(tables)
 
 

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .borders import entries
+
 if TYPE_CHECKING:
     from .errors import VideomageError
     from .settings import Settings
@@ -19,9 +21,9 @@ VERSIONS = ("videomage", "torch", "diffusers", "transformers", "peft", "safetens
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage reads: a file, a folder (every file in it) or several files; how a person calls it; which stage
-    makes it under which name (None: a person brings it, and `remedy` says how). problem: why what a person brought
-    cannot be used; it is raised where the stage would run, and not before."""
+    """What a stage reads: a file, a folder (every file in it, links followed) or several files; how a person calls it;
+    which stage makes it under which name (None: a person brings it, and `remedy` says how). problem: why what a person
+    brought cannot be used; it is raised where the stage would run, and not before."""
 
     path: Path | tuple[Path, ...]
     what: str
@@ -35,8 +37,9 @@ class Input:
         paths = self.path if isinstance(self.path, tuple) else (self.path,)
         found = []
         for path in paths:
-            inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else ()
-            found += sorted(inside, key=natural) if path.is_dir() else [path] if path.is_file() else []
+            inside = (Path(entry) for _, entry in entries(path)) if path.is_dir() else ()
+            found += sorted((p for p in inside if p.is_file() and not p.name.startswith(".")), key=natural)
+            found += [path] if path.is_file() else []
         return found
 
 
@@ -89,7 +92,7 @@ class Artifact:
 
 def natural(path: Path) -> list[object]:
     """Sort key: 2.png before 10.png."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", str(path))]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(path))]
 
 
 def plain(value: object) -> object:
