@@ -20,7 +20,7 @@ from torch import Tensor
 from . import STAGES
 from .core import store
 from .core.errors import MissingPrerequisite
-from .core.foreign import read_json
+from .core.foreign import holds, read_json
 from .core.report import Report, silent
 from .core.video import read_clip
 from .core.workspace import Artifact, Plan, Workspace
@@ -216,6 +216,6 @@ def _summarise(project: Workspace, report: Report) -> Path:
     if found := rate(scores):
         report(note=f"success {found['rate']:.0%} ({found['low']:.0%} to {found['high']:.0%}) of {found['of']} videos")
     text, path = json.dumps(whole, indent=1) + "\n", folder / SUMMARY
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not holds(path, text):
         store.write(path, text)
     return path

@@ -5,7 +5,6 @@ Rule: `cover` cuts a photo to the base's aspect around the subject, or around it
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .core.framing import Box, box_of, cut_out, fit_size, frame_box
+from .core.hashes import sha256
 from .core.report import Report, silent
 from .core.video import photos_of, read_mask
 from .core.workspace import kept_names
@@ -56,8 +56,8 @@ def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report
     found: list[np.ndarray | None] = [None] * len(pictures)
     names: list[str | None] = list(kept_names(paths))
     if masks and (copies := masks.parent / COPIES).is_dir():
-        drawn_on = {_digest(path): path.stem for path in copies.iterdir()}
-        names = [drawn_on.get(_digest(path)) for path in paths]
+        drawn_on = {sha256(path): path.stem for path in copies.iterdir() if path.is_file()}
+        names = [drawn_on.get(sha256(Path(path))) for path in paths]
     for k, (name, picture) in enumerate(zip(names, pictures)):
         for path in sorted(masks.glob("*/")) if masks else ():
             if name is not None and (own := path / f"{name}.png").is_file():
@@ -67,7 +67,3 @@ def read_photos(paths: Sequence[Path], masks: Path | None = None, report: Report
             report(note=f"the photo {Path(paths[k]).name} has no mask: its middle is looked at")
             found[k] = None
     return [Photo(picture, mask) for picture, mask in zip(pictures, found)]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -3,8 +3,10 @@ believed."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +14,30 @@ from hostile import HEADERS, entry, made, packed, pickled, small_lora, small_pro
 from safetensors.torch import load_file, save_file
 
 from stages import STAGES
-from stages.core import formats, lora
+from stages.backbones import bases
+from stages.backbones.bases import licence
+from stages.backbones.folder import check
+from stages.core import formats, lora, manifests
 from stages.core.cache import Cache
+from stages.core.captions import Places, select
 from stages.core.checkpoints import Checkpoints
 from stages.core.errors import BadInput, Refused
-from stages.core.foreign import DEEPEST, MOST, UNFOLDED, loads, parse_yaml, read_yaml
+from stages.core.foreign import (
+    DEEPEST,
+    MOST,
+    MOST_CONFIG,
+    MOST_JSON,
+    UNFOLDED,
+    holds,
+    loads,
+    parse_yaml,
+    read_json,
+    read_text,
+    read_yaml,
+)
 from stages.core.headers import header
 from stages.core.settings import parse
+from stages.core.tables import read_table
 from stages.core.tensors import read_tensors
 from stages.core.workspace import Workspace
 
@@ -213,6 +232,8 @@ BASES = {
     "packed weights": (_config("unet", quantization_config={"quant_method": "x"}), 8),
     "a pickle called safetensors": (lambda f: pickled(f / "unet/diffusion_pytorch_model.safetensors", f / "canary"), 8),
     "an index that is a list": (_text("model_index.json", "[]"), 3),
+    "a shard that is a number": (_text("vae/diffusion_pytorch_model.safetensors.index.json",
+                                       '{"weight_map": {"a": 5}}'), 3),
     "an index without end": (_text("model_index.json", "[" * 100_000), 3),
     "a config without end": (_text("unet/config.json", '{"a":' * 100_000), 3),
     "weights that are no numbers": (lambda f: _change(f, lambda t: t.fill_(float("nan"))), 3),
@@ -259,6 +280,9 @@ YAML = {
     "a key twice": ("base: sprites\nbase: zeroscope", 3, "line 2.*'base' stands there twice"),
     "a key that is a list": ("? [a]\n: b", 3, "a key that is no word"),
     "a number of digits": ("video: {frames: " + "9" * 5000 + "}", 3, "cannot be read|digits"),
+    "digits in hexadecimal": ("base: 0x" + "f" * 5000, 3, "line 1 .*a number of more than 100 digits"),
+    "digits by sixties": ("base: 1" + ":59" * 2000, 3, "line 1 .*a number of more than 100 digits"),
+    "one key as two": ("subjects: {1: {class: toy}, '1': {class: dog}}", 3, "subjects has the key '1' twice"),
     "a date that is none": ("base: 2024-13-45", 3, "cannot be read"),
     "half a character": ('base: "\\ud800"', 3, "half a character"),
     "a zero": ("base: a\0b", 3, "is not YAML"),
@@ -291,6 +315,69 @@ def test_plain_yaml_is_read_as_ever(tmp_path):
     assert parse({"format": 1, "base": "sprites"}).base == "sprites"
     for name in ("a", "0", "a-b_c", "x" * 63):
         assert name in parse({"subjects": {name: {"class": "x"}}}).subjects
+
+
+ENDLESS = {"a device": lambda path: path.symlink_to("/dev/zero"), "a pipe": os.mkfifo,
+           "a hole of a terabyte": lambda path: (path.touch(), os.truncate(path, 2**40)),
+           "a million lists": lambda path: path.write_text("[" + "[]," * 2**23 + "[]]")}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_text_without_end_is_neither_read_nor_waited_for(what, tmp_path, survived):
+    """As project.yaml, a caption, a table, a manifest, or beside the weights of a base or a judge."""
+    path = tmp_path / "a.json"
+    ENDLESS[what](path)
+    for most in (MOST, MOST_CONFIG, MOST_JSON):
+        with pytest.raises(ValueError, match="no file|more bytes than"):
+            read_json(path, most)
+    with pytest.raises(ValueError, match="no file|more bytes than"):
+        read_text(path, 100)
+    for read, said in ((read_yaml, "no file|more bytes than"), (manifests.read, "no file|more bytes than"),
+                       (lambda path: read_table(path.rename(path.with_suffix(".csv")), Places([])), "no file|characters"
+                        ), (lambda path: read_table(path.with_suffix(".csv").rename(path.with_suffix(".jsonl")),
+                                                    Places([])), "no file|characters")):
+        with pytest.raises(BadInput, match=said) as refused:
+            read(path)
+        assert str(path.with_suffix("")) in str(refused.value) and refused.value.remedy
+    assert not holds(path.with_suffix(".jsonl"), "x")
+    survived("hostile files", f"text: {what}")
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize("name", ["vae/config.json", "unet/x_config.json", "videomage.json", "model_index.json",
+                                  "tokenizer/vocab.json", "README.md"])
+def test_a_base_without_end(name, what, base_folder, tmp_path, survived):
+    """`status` asks it for its size, and every stage looks it through."""
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    (folder / name).unlink(missing_ok=True)
+    ENDLESS[what](folder / name)
+    assert licence(str(folder)) == "not stated" if name == "README.md" else True
+    try:
+        bases.video(str(folder))
+        check(folder, "b")
+    except BadInput as refused:
+        assert Path(name).name in refused.what and refused.remedy
+    else:
+        assert name == "README.md" or name == "tokenizer/vocab.json" and "hole" not in what     # none is read
+    survived("hostile files", f"a base with {what}: {name}")
+
+
+def test_auxiliary_clips_without_end(tmp_path):
+    """A table or a caption that is a pipe is not waited for, and what is nested without end is named."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    for name in ("t.csv", "a.txt", "a.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(BadInput, match=f"{name} cannot be read .it is no file"):
+            select(tmp_path, 1).clips[0].text()
+        (tmp_path / name).unlink()
+    for text in ('{"caption":' * 50_000, "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(BadInput, match="a.json cannot be read .it is nested too deeply"):
+            select(tmp_path, 1).clips[0].text()
+        (tmp_path / "t.jsonl").write_text(text)
+        with pytest.raises(BadInput, match="t.jsonl, line 1: it is not JSON .it is nested too deeply"):
+            select(tmp_path, 1)
+        (tmp_path / "t.jsonl").unlink()
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, '{"a":1,"a":2}', '"\\ud800"', "1" * 5000, "", "\0"])

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..core.errors import BadInput, MissingPrerequisite, VideomageError
-from ..core.foreign import parse_yaml, read_json
+from ..core.foreign import MOST_CONFIG, parse_yaml, read_json, read_text
 from ..core.hashes import content, home
 
 SPRITES = Path(__file__).parent.parent / "sprites" / "weights" / "base"
@@ -147,14 +147,13 @@ def licence(base: str) -> str:
         return entry.licence
     if (folder := find(base)) is None:
         return UNKNOWN
-    if said := _own_facts(folder).get("licence"):
+    if said := own_facts(folder).get("licence"):
         return str(said)
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
+        front = re.match(r"---\n(.*?)\n---\n", read_text(card, MOST_CONFIG), re.DOTALL)
         facts = parse_yaml(front[1], str(card)) if front else None
-    except VideomageError:                             # what its authors wrote there is not ours to judge
+    except (OSError, ValueError, VideomageError):      # what its authors wrote there is not ours to judge
         facts = None
     return str(facts.get("license") or UNKNOWN) if isinstance(facts, Mapping) else UNKNOWN
 
@@ -169,7 +168,7 @@ def video(base: str, wanted: Mapping[str, int] | None = None) -> Video:
     height, width = (size, size) if isinstance(size, int) else size
     native = asdict(entry.video) if entry else {"height": height * cell, "width": width * cell}
     keys = {spec.name for spec in fields(Video)}
-    stated = {key: value for key, value in _own_facts(folder).items() if key in keys}
+    stated = {key: value for key, value in own_facts(folder).items() if key in keys}
     for key, value in stated.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadInput(f"{folder / 'videomage.json'}: {key} is {value!r}", "make it a whole number above 0")
@@ -186,14 +185,14 @@ def identity(base: str, wanted: Mapping[str, int] | None = None) -> dict[str, ob
     sha256 over names and hashes of the folder's files}, and "video" where the project wants another than the base's."""
     folder = locate(base)
     at_commit = on_hub(base) and folder.parent.name == "snapshots"
-    revision = folder.name if at_commit else _content(folder)
+    revision = folder.name if at_commit else content(folder, files_of(folder))
     return {"name": base, "revision": revision, **({"video": dict(wanted)} if wanted else {})}
 
 
 def origin(base: str) -> dict[str, str]:
     """Where others find a base: {"base": repository, "revision": commit} of one of the hub, converted or not; of a
     folder its name alone (where it lay is nobody's business) and the hash of its content."""
-    folder, own = locate(base), _own_facts(locate(base))
+    folder, own = locate(base), own_facts(locate(base))
     if "source" in own and "revision" in own:
         return {"base": str(own["source"]), "revision": str(own["revision"])}
     name = base if base == "sprites" else on_hub(base)[0] if on_hub(base) else folder.resolve().name
@@ -204,7 +203,7 @@ def config(folder: Path, part: str) -> dict[str, object]:
     """config.json of one part; {} where there is none. Raises BadInput where it cannot be read."""
     path = folder / part / "config.json"
     try:
-        found = read_json(path)
+        found = read_json(path, MOST_CONFIG)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
@@ -214,11 +213,13 @@ def config(folder: Path, part: str) -> dict[str, object]:
     return found
 
 
-def _own_facts(folder: Path) -> dict[str, object]:
+def own_facts(folder: Path) -> dict[str, object]:
     """videomage.json: frames, fps, height, width, licence; {} where there is none."""
     path = folder / "videomage.json"
     try:
-        found = read_json(path) if path.is_file() else {}
+        found = read_json(path, MOST_CONFIG)
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
@@ -226,8 +227,8 @@ def _own_facts(folder: Path) -> dict[str, object]:
     return found
 
 
-def _content(folder: Path) -> str:
-    """Of what `load` reads: the files of the five parts, which may be linked folders, and the two beside them."""
+def files_of(folder: Path) -> list[Path]:
+    """What `load` reads: the files of the five parts, which may be linked folders, and the two beside them."""
     parts = [path for part in _PARTS if (folder / part).is_dir() for path in sorted((folder / part).iterdir())]
     there = (folder / "model_index.json", folder / "videomage.json", *parts)
-    return content(folder, [path for path in there if path.suffix in _READ and path.is_file()])
+    return [path for path in there if path.suffix in _READ and path.is_file()]

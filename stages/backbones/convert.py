@@ -19,23 +19,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import BadInput, VideomageError
+from ..core.borders import inside
+from ..core.errors import BadInput, Refused, VideomageError
 from ..core.store import publish_folder
-from .bases import known, licence
+from .bases import files_of, known, licence, own_facts
 from .fetch import pickled_parts
-from .folder import PICKLED, STEMS, is_pickle
+from .folder import STEMS, is_pickle
 
 
 def convert(source: Path, out: Path, facts: Mapping[str, str]) -> None:
     """Write the folder `out`, whole or not at all. facts: "source" and "revision" of the hub, where it is from there.
-    Raises BadInput where `out` is there already, or a pickle holds anything but tensors by name."""
+    Copied is what a base is loaded from, its card and its licence. Raises BadInput where `out` is there already, or a
+    pickle holds anything but tensors by name; Refused for a file that is a link to what is not part of the base."""
     if out.exists():
         raise BadInput(f"{out} is there already", "delete it first, or name another folder")
     loose = pickled_parts(source)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        shutil.copytree(source, partial, ignore=lambda _, names: [
-            name for name in names if name.endswith(PICKLED) or ".bin.index" in name])
+        for path in (*files_of(source), *filter(Path.is_file, (source / "README.md", source / "LICENSE"))):
+            if ".bin.index" not in path.name:
+                to = partial / path.relative_to(source)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(_own(path, source), to)
         for part in loose:
             save_file(tensors_of(source / part, part), partial / part / f"{STEMS[part]}.safetensors",
                       metadata={"format": "pt"})
@@ -43,11 +48,20 @@ def convert(source: Path, out: Path, facts: Mapping[str, str]) -> None:
         entry = known(base)
         said = {**(asdict(entry.video) if entry else {}), "licence": licence(base), **facts}
         path = partial / "videomage.json"
-        own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        path.write_text(json.dumps({**said, **own}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**said, **own_facts(partial)}, indent=1) + "\n", encoding="utf-8")
         publish_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _own(path: Path, source: Path) -> Path:
+    """A file of a base, in its folder or, which snapshots of the hub link to, in the hub's cache."""
+    from huggingface_hub import constants
+
+    if not any(inside(path, place.resolve()) for place in (source, Path(constants.HF_HUB_CACHE))):
+        raise Refused(f"{path} is a link to {path.resolve()}, which would be copied and is no part of the base",
+                      "delete the link, or put the file in its place")
+    return path
 
 
 def tensors_of(folder: Path, part: str) -> dict[str, Tensor]:
@@ -56,6 +70,7 @@ def tensors_of(folder: Path, part: str) -> dict[str, Tensor]:
     files = [path for path in found if ".fp16" in path.name] or found
     out: dict[str, Tensor] = {}
     for path in files:
+        _own(path, folder.parent)
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
         except (torch.serialization.pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

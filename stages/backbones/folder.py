@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.configs import refuse_code
 from ..core.errors import BadInput, Refused
-from ..core.foreign import read_json
+from ..core.foreign import MOST_CONFIG, read_json
 from ..core.headers import PICKLED, Header
 from ..core.headers import header as header_of
 
@@ -63,7 +63,7 @@ def check(folder: Path, base: str, *, half: bool = False) -> dict[str, Weights]:
 def check_index(path: Path, base: str) -> None:
     """Raises BadInput where a model_index.json is damaged or names a part of another class."""
     try:
-        index = read_json(path)
+        index = read_json(path, MOST_CONFIG)
         named = {part: said for part, said in index.items() if isinstance(said, list)}
         kinds = {part: named.get(part, [None, None])[1] for part in CLASSES}
         libraries = {part: said[0] for part, said in named.items()}
@@ -129,6 +129,8 @@ def _shards(folder: Path, index: Path, base: str) -> list[Path]:
     try:
         owner = read_json(index)["weight_map"]
         names = sorted(set(owner.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{index} is damaged", _AGAIN) from None
     for name in names:

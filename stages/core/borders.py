@@ -47,7 +47,7 @@ def entries(folder: Path | str, *, hidden: bool = True) -> Iterator[tuple[str, o
     while waiting:
         place, here = waiting.pop()
         try:
-            facts = os.stat(here)
+            facts = Path(here).stat()
             with os.scandir(here) as found:
                 inner = sorted(found, key=lambda entry: entry.name)
         except OSError:                                    # gone, or shut: nobody else reads it either

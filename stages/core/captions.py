@@ -27,6 +27,7 @@ from pathlib import Path
 
 from .borders import entries, is_folder
 from .errors import BadInput
+from .foreign import MOST, loads, read_text
 from .kinds import CLIPS
 from .stage import natural
 from .tables import Content, Part, read_table
@@ -138,9 +139,9 @@ def _listing(folder: Path) -> tuple[tuple[str, ...], frozenset[str], list[str]]:
 
 def _read_note(path: Path, clip: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else {"caption": text}
-    except (UnicodeDecodeError, json.JSONDecodeError) as damage:
+        text = read_text(path, MOST)
+        found = loads(text) if path.suffix == ".json" else {"caption": text}
+    except (OSError, ValueError) as damage:
         raise BadInput(f"{path} cannot be read ({damage})", "Save it as UTF-8 text, or take it away") from damage
     caption = found.get("caption") if isinstance(found, dict) else None
     if not isinstance(caption, str) or not caption.strip():

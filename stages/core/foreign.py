@@ -1,21 +1,27 @@
-"""YAML and JSON that may have been written by anybody, read as data: nothing in them runs, and nothing is guessed.
+"""Text, YAML and JSON that may have been written by anybody, read as data: nothing runs, and nothing is guessed.
 
-YAML is plain: the scalars, lists and mappings of its safe core, in bounds (size, depth, what aliases unfold to), each
-key once. JSON likewise. Imports no torch.
+Text comes from files alone and in bounds: a pipe would keep its reader waiting, a device never ends. YAML is plain: the
+scalars, lists and mappings of its safe core, in bounds (size, depth, what aliases unfold to), each key once. JSON
+likewise. Imports no torch.
 """
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import yaml
 
 from .errors import BadInput, Refused
 
-MOST = 2**20               # bytes of a YAML file: a project of a thousand prompts has a tenth
-MOST_JSON = 2**28          # bytes of a JSON file
+MOST = 2**20               # of YAML, characters (a project of a thousand prompts has a tenth); of a caption, bytes
+MOST_CONFIG = 2**22        # bytes of what stands beside a model's weights: a thousand names of classes are 50,000
+MOST_JSON = 2**24          # bytes of other JSON: a manifest of 100,000 files; lists alone unfold to twenty times that
 DEEPEST = 20               # levels of mappings and lists in YAML
 UNFOLDED = 100_000         # values in it, aliases counted as often as they stand
+DIGITS = 100               # of a number in it
 
 
 class _Refusal(yaml.MarkedYAMLError):
@@ -49,9 +55,11 @@ class _Plain(yaml.SafeLoader):
 
 
 def _check(node: yaml.Node) -> None:
-    """Text that can be written, and each key once: of two, which one counts would be a guess."""
+    """Text and numbers that can be written, and each key once: of two, which one counts would be a guess."""
     if isinstance(node, yaml.ScalarNode) and _lone(node.value):
         raise _Refusal(problem="half a character", problem_mark=node.start_mark)
+    if node.tag.endswith((":int", ":float")) and len(node.value) > DIGITS:      # thousands could not be said again
+        raise _Refusal(problem=f"a number of more than {DIGITS} digits", problem_mark=node.start_mark)
     seen = set()
     for key in (key for key, _ in node.value) if isinstance(node, yaml.MappingNode) else ():
         if not isinstance(key, yaml.ScalarNode):
@@ -82,17 +90,44 @@ def parse_yaml(text: str, what: str) -> object:
                        ) from None
 
 
+def opened(path: Path) -> BinaryIO:
+    """A file, open for reading. Raises OSError where it cannot be read, ValueError for what is none, as a pipe or a
+    device, for which it does not wait."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")      # noqa: SIM115, PTH123
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no file, but a pipe, a device or a folder")
+    return file
+
+
+def read_text(path: Path, most: int) -> str:
+    """What a file says in UTF-8, its lines ending in \\n. Raises what `opened` does, and ValueError for other text and
+    for more than so many bytes."""
+    with opened(path) as file:
+        content = file.read(most + 1)                      # whatever its size is said to be
+    if len(content) > most:
+        raise ValueError(f"it has more bytes than the {most} that are read at most")
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a file is there and says just this."""
+    try:
+        return read_text(path, len(text.encode())) == text
+    except (OSError, ValueError):
+        return False
+
+
 def read_yaml(path: Path, what: str | None = None) -> object:
     """The data in a file; raises what parse_yaml does."""
     what = what or str(path)
     try:
-        if (size := path.stat().st_size) > 4 * MOST:
-            raise BadInput(f"{what} has {size} bytes, and {4 * MOST} are read at most", "see what is in it")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, 4 * MOST)
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} is not UTF-8 text ({error})", "save it again as UTF-8") from None
-    except OSError as error:
-        raise BadInput(f"{what} cannot be read ({error.strerror})", "see who may read it") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{what} cannot be read ({getattr(error, 'strerror', error)})", "see what it is, and who may "
+                       "read it") from None
     return parse_yaml(text, what)
 
 
@@ -121,8 +156,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def read_json(path: Path) -> object:
-    """The data in a JSON file. Raises OSError where it cannot be read, ValueError where it holds no JSON."""
-    if (size := path.stat().st_size) > MOST_JSON:
-        raise ValueError(f"it has {size} bytes, and {MOST_JSON} are read at most")
-    return loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, most: int = MOST_JSON) -> object:
+    """The data in a JSON file. Raises OSError where it cannot be read, ValueError where it is no file, holds no JSON or
+    has more than so many bytes."""
+    return loads(read_text(path, most))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from .foreign import read_json
 from .store import write
 
 _KEPT = 2**26                                          # bytes from which on a file's hash is kept between runs
@@ -56,7 +57,7 @@ def _keep(path: Path, hashes: dict[str, list]) -> None:
 
 def _read(path: Path) -> dict[str, list]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        found = read_json(path)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

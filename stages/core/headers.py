@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import BadInput, Refused
-from .foreign import loads
+from .foreign import loads, opened
 
 LIMIT = 2**25                                          # bytes of a header: a U-Net of 1.4 billion numbers has 0.2 MB
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -40,20 +40,19 @@ class Header:
 
 def refuse_pickle(path: Path, remedy: str = "") -> None:
     """Raise Refused for a file whose name, or whose content, is that of a pickle."""
-    with path.open("rb") as handle:
-        start = handle.read(4)
-    # torch.save writes a zip, other programs a bare pickle, which begins with the number of its protocol
-    bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not _plausible(path)
-    if path.suffix.lower() in PICKLED or start == b"PK\x03\x04" or bare:
+    if path.suffix.lower() in PICKLED or _is_pickle(path):
         raise Refused(f"{path} is a pickle, which could run code when it is read", remedy or
                       "ask for it as .safetensors, or convert a base with it: videomage fetch FOLDER --convert")
 
 
-def _plausible(path: Path) -> bool:
-    """Whether the first eight bytes may be the length of a header."""
-    with path.open("rb") as handle:
+def _is_pickle(path: Path) -> bool:
+    """By its first bytes: torch.save writes a zip, other programs a bare pickle, which begins with the number of its
+    protocol. The first eight may be the length of a header, too, with the header behind."""
+    with opened(path) as handle:
         start = handle.read(9)
-    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= LIMIT and start[8:9] == b"{"
+    plausible = len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= LIMIT and start[8:9] == b"{"
+    bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not plausible
+    return start[:4] == b"PK\x03\x04" or bare
 
 
 def header(path: Path, remedy: str = _AGAIN) -> Header:
@@ -63,7 +62,7 @@ def header(path: Path, remedy: str = _AGAIN) -> Header:
         raise BadInput(f"{path} leads nowhere", remedy)
     refuse_pickle(path)
     size = path.stat().st_size
-    with path.open("rb") as handle:
+    with opened(path) as handle:
         start = handle.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= size - 8:

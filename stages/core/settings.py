@@ -88,7 +88,12 @@ def _mapping(value: object, where: str, keys: Iterable[str] | None = None) -> Ma
     for key in value:
         if keys is not None and key not in keys:
             raise BadInput(f"{FILE}: unknown key '{key}' in {where}", did_you_mean(str(key), keys))
-    return {str(key): item for key, item in value.items()}
+    found: dict[str, object] = {}
+    for key, item in value.items():
+        if str(key) in found:                                      # a number and a text, say
+            raise BadInput(f"{FILE}: {where} has the key '{key}' twice", "keep one of them")
+        found[str(key)] = item
+    return found
 
 
 def _words(value: object, where: str) -> tuple[str, ...]:

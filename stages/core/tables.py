@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ast
 import csv
-import json
 import posixpath
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from .errors import BadInput, Refused
+from .foreign import loads, opened
 
 if TYPE_CHECKING:
     from .captions import Places
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 FILE = ("file", "path", "video", "filename", "file_name")
 ID = ("videoid",)
 CAPTION = ("caption", "text", "prompt", "name")
-CELL = 1 << 26                                # characters: the csv module's 131,072 are few for a video's captions
+CELL = 1 << 22                                # characters of a line: the csv module's 131,072 are few for a video's
 _PLAIN = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*")      # most places: nothing in them needs a second look
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)")
 
@@ -75,15 +78,29 @@ def read_table(table: Path, places: Places) -> Content:
             content.absent += not found
     except UnicodeDecodeError as damage:
         raise BadInput(f"{table} is not UTF-8 text ({damage})", "Save it again as UTF-8") from damage
+    except (OSError, ValueError) as shut:
+        raise BadInput(f"{table} cannot be read ({getattr(shut, 'strerror', shut)})",
+                       "See what it is, and who may read it") from shut
     finally:
         csv.field_size_limit(limit)
     return content
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
+def _lines(table: Path) -> Iterator[str]:
+    """One after another, ends and all: of millions none is kept, and none is endless."""
+    with TextIOWrapper(opened(table), encoding="utf-8-sig", newline="") as file:
+        for number in count(1):
+            if len(line := file.readline(CELL + 1)) > CELL:
+                _bad(table, number, f"it has more than the {CELL} characters that are read at most")
+            if not line:
+                return
+            yield line
+
+
 def _read_csv(table: Path) -> Iterator[Row]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader, line = csv.reader(file), 1
+    with closing(_lines(table)) as lines:
+        reader, line = csv.reader(lines), 1
         try:
             header = next(reader, [])
             cell = _columns([name.strip() for name in header], table)
@@ -101,13 +118,13 @@ def _read_csv(table: Path) -> Iterator[Row]:
 
 def _read_jsonl(table: Path) -> Iterator[Row]:
     known, cell = None, []
-    with table.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
+    with closing(_lines(table)) as lines:
+        for line, text in enumerate(lines, 1):
             if not text.strip():
                 continue
             try:
-                entry = json.loads(text)
-            except json.JSONDecodeError as damage:
+                entry = loads(text)
+            except ValueError as damage:
                 _bad(table, line, f"it is not JSON ({damage})")
             if not isinstance(entry, dict):
                 _bad(table, line, "it is no {...}")

@@ -8,7 +8,6 @@ Intervals are bootstraps over casts and motions (metrics/stats.py).
 """
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import MissingPrerequisite
+from ..core.foreign import read_json
 from ..core.sheets import contact_sheet
 from ..core.video import read_clip
 from ..core.workspace import Workspace
@@ -204,7 +204,7 @@ def report(project: Workspace, grid: Path, docs: Path) -> Path:
               "where": lambda: where(lines), "paper": lambda: paper(lines), "agreement": lambda: agreement(lines),
               "settings": lambda: settings(project)}
     if (project.root / "alone.json").is_file():
-        tables["alone"] = lambda: alone.table(json.loads((project.root / "alone.json").read_text(encoding="utf-8")))
+        tables["alone"] = lambda: alone.table(read_json(project.root / "alone.json"))
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Evidence\n" + "".join(
         f"\n<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in tables)
     page.write_text(fill(text, {mark: table for mark, table in tables.items() if f"<!-- {mark} -->" in text}),

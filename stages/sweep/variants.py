@@ -19,6 +19,7 @@ import yaml
 from ..backbones import NAMES
 from ..core import store
 from ..core.errors import BadInput
+from ..core.foreign import holds
 from ..core.settings import FILE
 from ..core.stage import plain
 from ..core.workspace import Workspace
@@ -138,7 +139,7 @@ class Variants:
         text = yaml.safe_dump(self._settings(folder, difference), sort_keys=False, allow_unicode=True, width=100)
         text = f"# written by `videomage sweep` from {FILE} of the project: edit that one\n{text}"
         path = folder / FILE
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not holds(path, text):
             store.write(path, text)
 
     def _settings(self, folder: Path, difference: Difference) -> dict[str, object]:
