@@ -16,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -57,28 +58,32 @@ def export(sources: Path | Sequence[Path], out: Path, form: str = "diffusers", *
     return _write(files, out, force)
 
 
-def files_of(project: Workspace, name: str) -> list[Path]:
+@contextmanager
+def files_of(project: Workspace, name: str) -> Iterator[list[Path]]:
     """What the project learned under a name: a subject's LoRA and token ("toy"), the fused LoRA of several and their
-    tokens ("dog+toy", in any order), a motion's LoRA and its actors' tokens. Raises UsageError for a name that is none
-    of these, MissingPrerequisite where a file has not been made."""
+    tokens ("dog+toy", in any order), a motion's LoRA and its actors' tokens. Inside the block nobody makes them anew.
+    Raises UsageError for a name that is none of these, MissingPrerequisite where a file has not been made, Locked where
+    one is being made."""
     parts = sorted(set(name.split("+")))
     if set(parts) <= set(project.subjects()):
-        alone = len(parts) == 1
+        alone, whole = len(parts) == 1, "+".join(parts)
         folder = project.subject_folder(name) if alone else project.fused_folder(parts)
-        wanted = {folder / "lora.safetensors": STAGES["learn-subject" if alone else "fuse"].command("+".join(parts))}
-        wanted |= {project.subject_folder(part) / "token.safetensors": STAGES["learn-subject"].command(part)
-                   for part in parts}
+        wanted = {folder / "lora.safetensors": ("learn-subject" if alone else "fuse", whole)}
+        wanted |= {project.subject_folder(part) / "token.safetensors": ("learn-subject", part) for part in parts}
     elif name in project.motions():
         folder = project.motion_folder(name)
-        wanted = {folder / "lora.safetensors": STAGES["learn-motion"].command(name),
-                  folder / "tokens.safetensors": STAGES["invert"].command(name)}
+        wanted = {folder / "lora.safetensors": ("learn-motion", name), folder / "tokens.safetensors": ("invert", name)}
     else:
         there = dict.fromkeys([*project.subjects(), *project.fusions(), *project.motions()])
         raise UsageError(f"'{name}' is no subject, fusion or motion of the project", did_you_mean(name, there))
-    for path, command in wanted.items():
-        if not path.is_file():
-            raise MissingPrerequisite(f"{project.show(path)} has not been made", f"Run: {command}")
-    return list(wanted)
+    with ExitStack() as held:
+        for stage, what in dict.fromkeys(wanted.values()):
+            held.enter_context(project.reading(stage, what, f"export {name}"))
+        for path, (stage, what) in wanted.items():
+            if not path.is_file():
+                raise MissingPrerequisite(f"{project.show(path)} has not been made",
+                                          f"Run: {STAGES[stage].command(what)}")
+        yield list(wanted)
 
 
 # -- the formats -----------------------------------------------------------------------------------------------------
@@ -216,7 +221,7 @@ def _packed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
 
 
 def _write(files: Files, out: Path, force: bool) -> list[Path]:
-    """All of them, or none. A new folder appears whole; in one that exists each file does."""
+    """A new folder appears whole; in one that exists each file does, and a crash between two leaves some old."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "name a folder")
     there = [name for name in files if (out / name).exists()]
@@ -224,6 +229,7 @@ def _write(files: Files, out: Path, force: bool) -> list[Path]:
         raise UsageError(f"{out / there[0]} is there already", "name another folder, or replace it with --force")
     whole = out.resolve()
     partial = whole.with_name(f".{whole.name}.partial-{os.getpid()}")
+    store.remove_folder(partial)                       # of a killed process that had our number
     try:
         store.make_folder(partial)
         for name, content in files.items():

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import STAGES, segmenters
 from .backbones import base_of, video
+from .core import store
 from .core.errors import BadInput, UsageError
 from .core.framing import fit_size
 from .core.mask_sheet import Row, Sheet
@@ -208,9 +209,8 @@ def _set_aside(plan: Plan, names: Sequence[str], report: Report) -> None:
     """Copy masks that lose their places to ASIDE, under names that nothing has there."""
     for name in names:
         path, folder = plan.folder / name, plan.folder / ASIDE / Path(name).parent.name
-        folder.mkdir(parents=True, exist_ok=True)
         there = (folder / other for other in (path.name, *(f"{path.stem}-{n}.png" for n in range(2, 10_000))))
-        shutil.copyfile(path, next(o for o in there if not o.exists() or o.read_bytes() == path.read_bytes()))
+        store.write(next(o for o in there if not o.exists() or o.read_bytes() == path.read_bytes()), path.read_bytes())
     if names:
         report(note=f"{len(names)} masks were edited by hand for other pictures or actors: they are in "
                     f"{plan.project.show(plan.folder / ASIDE)} now ({_few(names)})")

@@ -21,7 +21,7 @@ from stages.core import report as reports
 from stages.core.errors import NumericError, OutOfResources
 from stages.core.workspace import Workspace
 from videomage_cli import console, refuse_foreign_stages
-from videomage_cli.app import app
+from videomage_cli.app import _on_ctrl_c, _on_sigterm, app
 from videomage_cli.doctor import pick_device
 from videomage_cli.words import spread, words
 
@@ -219,6 +219,31 @@ def test_sigterm_finishes_the_step_saves_it_and_exits_75(project):
     assert process.returncode == 75 and "Traceback" not in rest and "same command" in rest, rest
     assert not (project / "subjects").exists() and not list((project / ".partial").rglob("*.lock"))
     assert list((project / ".partial").rglob("step-*.safetensors"))
+
+
+def test_sigterm_ends_what_has_no_steps_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(console, "terminated", False)
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        with pytest.raises(typer.Exit) as left, console.guarded():
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it went on")
+        assert left.value.exit_code == 75 and "same command" in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        reports.clear_stop()
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch, capfd):
+    monkeypatch.setattr(console, "ctrl_c", False)
+    try:
+        with reports.stoppable():
+            _on_ctrl_c()
+            assert reports.asked_to_stop() and "Ctrl-C again stops at once" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                _on_ctrl_c()
+    finally:
+        reports.clear_stop()
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from stages.core import lora as L
 from stages.core.denoise import draw, gaussian
-from stages.core.errors import BadInput, MissingPrerequisite, UsageError
+from stages.core.errors import BadInput, Locked, MissingPrerequisite, UsageError
+from stages.core.lock import locked
 from stages.core.video import read_clip
 from stages.core.workspace import Workspace
 from stages.export import FORMATS, export, files_of, kohya_files
@@ -368,12 +369,17 @@ def test_a_name_of_the_project_stands_for_its_files(tmp_path):
               "riding": ["motions/riding/lora", "motions/riding/tokens"]}
     for name, command in (("toy", "learn-subject toy"), ("toy+dog", "fuse --subjects dog toy"),
                           ("riding", "learn-motion riding")):
-        with pytest.raises(MissingPrerequisite, match=f"lora.safetensors has not been made. Run: videomage {command}"):
-            files_of(project, name)
+        with pytest.raises(MissingPrerequisite, match=f"lora.safetensors has not been made. Run: videomage {command}"
+                           ), files_of(project, name):
+            pass
     for path in {each for paths in wanted.values() for each in paths}:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{path}.safetensors").touch()
     for name, paths in wanted.items():
-        assert files_of(project, name) == [tmp_path / f"{path}.safetensors" for path in paths]
-    with pytest.raises(UsageError, match="'tow' is no subject.*did you mean 'toy'"):
-        files_of(project, "tow")
+        with files_of(project, name) as found:
+            assert found == [tmp_path / f"{path}.safetensors" for path in paths]
+    with pytest.raises(UsageError, match="'tow' is no subject.*did you mean 'toy'"), files_of(project, "tow"):
+        pass
+    with files_of(project, "toy+dog"), pytest.raises(Locked, match="'toy' is being read by .*export toy"), \
+            locked(project.partial / "learn-subject-toy.lock", "learn-subject 'toy'"):
+        pass

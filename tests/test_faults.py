@@ -22,8 +22,8 @@ MAKE = {"segment": "chase", "invert": "chase", "learn-subject": "toy", "learn-mo
         "sample": PROMPT, "eval": VIDEO}
 KEYS = {stage: f"{stage} {name}" for stage, name in MAKE.items()} | {
     "segment": "segment motions/chase", "sample": f"sample {VIDEO}"}
-OTHERWISE = {"segment": {"threshold": 0.4}, "invert": {"token_rate": 0.01}, "learn-subject": {"rate": 0.01},
-             "learn-motion": {"rate": 0.01}, "fuse": {"rate": 0.01}, "sample": {}, "eval": {}}       # sample: see renew
+OTHERWISE = {"segment": {"threshold": 0.4}, "invert": {"token_steps": 3}, "learn-subject": {"steps": 3},
+             "learn-motion": {"steps": 3}, "fuse": {"steps": 3}, "sample": {}, "eval": {}}           # sample: see renew
 LONG = {"invert": {"token_steps": 30}, "learn-subject": {"steps": 30}, "learn-motion": {"steps": 30},
         "fuse": {"steps": 30}}
 KILLS = 20
@@ -58,12 +58,14 @@ class Case:
     after: dict
 
     def run(self, **how) -> tuple[int, str]:
+        """A checkpoint after every step: the third sends the first away."""
         return self.zygote.run(self.root, self.stage, MAKE[self.stage], options=OTHERWISE[self.stage], force=True,
-                               seed=int(self.stage != "sample"), **how)
+                               seed=int(self.stage != "sample"), every_steps=1, **how)
 
     def holds_one(self) -> str:
         """Asserts that what is there is the old or the new -> which. Everything else is as it was."""
         seen, key = self.zygote.look(self.root), KEYS[self.stage]
+        assert not [name for name in seen["left"] if name.endswith(".partial")]             # swept by the look at it
         others = {name: files for name, files in seen["files"].items() if name != key}
         assert others == {name: files for name, files in self.before["files"].items() if name != key}
         old = self.stage == "sample" and seen["manifests"][key] == self.before["manifests"][key]
@@ -152,11 +154,9 @@ def test_twenty_kills_end_in_the_calm_run_s_weights(zygote, calm, tmp_path, surv
     shutil.copytree(calm, root)
     how = {"options": LONG[stage], "seed": 2}
     assert zygote.run(quiet, stage, MAKE[stage], **how)[0] == 0
-    for _ in range(KILLS):
-        code, said = zygote.run(root, stage, MAKE[stage], kill_at_step=draw.randint(1, 29), every_steps=1, **how)
-        assert code in (-signal.SIGKILL, 0), said
-        if code == 0:                         # all the steps that could be killed lay behind it
-            break
+    for step in sorted(draw.sample(range(1, 30), KILLS)):
+        code, said = zygote.run(root, stage, MAKE[stage], kill_at_step=step, every_steps=1, **how)
+        assert code == -signal.SIGKILL and said == f"killed after step {step}", said
         survived(f"killed at a step: {stage}", said)
     code, said = zygote.run(root, stage, MAKE[stage], **how)
     assert code == 0, said

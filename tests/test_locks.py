@@ -1,6 +1,7 @@
 """Who may work on what at the same time, and what is said to the one who has to wait."""
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -102,6 +103,43 @@ def test_one_of_another_host_is_never_cleared_silently(tmp_path):
             pass
     assert lock.sweep(tmp_path) == [] and len(lock.records(path)) == 1
     assert [owner.host for owner in lock.clear(path)] == ["elsewhere"]
+    with locked(path, "it"):
+        pass
+
+
+def test_a_record_of_another_host_is_not_taken_for_ours(tmp_path, monkeypatch):
+    """Containers have processes of one number: a record under the very name that ours would get stays."""
+    path, name = tmp_path / "x.lock", f"x.lock.{lock.here()}-{os.getpid()}-7"
+    leave_record(path, host="elsewhere", boot="another")
+    path.with_name("x.lock.1-0").rename(tmp_path / name)
+    monkeypatch.setattr(lock, "_numbers", itertools.count(7))
+    for _ in range(2):
+        with pytest.raises(Locked, match="videomage unlock x"), locked(path, "it"):
+            pass
+    record = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(record | {"mode": "read"}))
+    monkeypatch.setattr(lock, "_numbers", itertools.count(7))
+    with locked(path, "it", shared=True):                                # beside a reader of another host
+        assert len(lock.records(path)) == 2
+    assert json.loads((tmp_path / name).read_text())["host"] == "elsewhere"
+
+
+def test_whoever_holds_a_lock_unseen_is_left_alone(tmp_path):
+    """A process that /proc does not show (of another container) looks dead by its record; the kernel knows better."""
+    path = tmp_path / "x.lock"
+    with Holder(path):
+        file, owner = next(iter(lock.records(path).items()))
+        file.write_text(json.dumps(asdict(owner) | {"pid": 2 ** 22 + 1}))
+        assert lock.sweep(tmp_path) == [] and len(lock.records(path)) == 1
+        with pytest.raises(Locked, match="x is held by a process that cannot be seen from here"):
+            lock.clear(path)
+    assert len(lock.sweep(tmp_path)) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_record_that_is_damaged_disturbs_nobody(tmp_path):
+    path = tmp_path / "x.lock"
+    path.with_name("x.lock.1-0").write_text("[" * 100_000)
+    assert lock.records(path) == {} and lock.sweep(tmp_path) == []
     with locked(path, "it"):
         pass
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ from stages.sweep.run import run
 from stages.sweep.schedule import Failure, Schedule
 from stages.sweep.store import counted
 from stages.sweep.variants import named
-from stages.sweep.work import How
+from stages.sweep.work import Hand, How
 from videomage_cli.app import app
 
 
@@ -211,6 +212,20 @@ def test_retries_are_bounded_and_only_what_failed_is_tried_again(project):
     assert [count for key, count in order if key.startswith("sample")] == [2, 1, 1]
     assert order[-1][1] == 1 and len(schedule.failed) == 1         # the score of the video that is there
     assert schedule.ended == schedule.total
+
+
+def test_what_a_worker_made_before_it_died_counts(swept, tmp_path):
+    schedule, hand = Schedule(store_of(half_done(swept, tmp_path / "project")), retries=0), Hand(How())
+    while (job := schedule.next()) and not (job.key.startswith("sample") and len(job.makes) > 1):
+        assert hand.work(job) == {} and schedule.done(job, {}) == []
+    first, *rest = job.makes
+    assert hand.work(replace(job, makes=(first,))) == {}
+    lines = schedule.done(job, {made: Failure("its worker died") for made in job.makes})
+    assert [line["mark"] for line in lines] == [made.mark for made in rest] and rest
+    schedule.store.record([*lines, {**lines[0], "mark": first.mark}])        # as it stood there before it was made
+    states = {schedule.store.sample(cell): state for cell, (state, _) in schedule.store.states().items()}
+    assert states[first] == "missing" and {states[made] for made in rest} == {"failed"}          # the score is to come
+    assert any(first.name in score.name for job in schedule.waiting.values() for score in job.makes)
 
 
 def test_what_builds_on_a_failure_is_not_tried(project):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -282,6 +283,27 @@ def _until_stopped(folder: Path, *, device: str, report, team: Team) -> None:
             (folder / str(team.rank)).touch()
             raise Interrupted("stopped")
         time.sleep(0.05)
+
+
+def test_ctrl_c_while_they_start_lets_all_come_to_their_end(tmp_path):
+    """A terminal sends it to every process of a command, also to those that are still importing torch."""
+    def everyone():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        for pid in [*(process.pid for process in multiprocessing.active_children()), os.getpid()]:
+            os.kill(pid, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=everyone)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            _until_stopped(tmp_path, device="cpu,cpu")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
 def test_ctrl_c_lets_all_come_to_their_end(tmp_path):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from stages import STAGES
+from stages.core import lock, store
 from stages.core import report as reports
-from stages.core import store
 from stages.core.errors import BadInput, Interrupted, Locked, MissingPrerequisite, OutOfResources, Refused
 from stages.core.lock import locked
 from stages.core.settings import Settings, parse
@@ -202,6 +202,49 @@ def test_checkpoints_stay_with_their_identity(root):
     assert plan_of(root, "learn-subject", "toy", seed=1).checkpoints != plan.checkpoints
     make(root, "learn-subject", "toy")
     assert not plan.checkpoints.exists()
+
+
+def test_what_killed_processes_had_half_written_is_swept(root):
+    places = [root, root / "scores", root / ".partial", root / ".partial" / "fuse-pet+toy",
+              root / ".partial" / "fuse-pet+toy" / "checkpoints-0123456789abcdef"]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f".step-7.safetensors.{lock.here()}-{2 ** 22 + 1}-9.partial").touch()
+        (place / f".step-8.safetensors.{lock.here()}-{os.getpid()}-9.partial").touch()              # of one at work
+        (place / ".mine.partial").touch()                                                           # nobody's of ours
+    Workspace(root)
+    for place in places:
+        assert sorted(path.name[:7] for path in place.glob(".*.partial")) == [".mine.p", ".step-8"], place
+
+
+def test_no_link_is_moved_into_place(root, tmp_path):
+    """One that leads inside from where it lies could lead out of the project from where it is moved to."""
+    (root / "harmless").write_text("")
+    ready = root / ".partial" / "x" / "ready"
+    ready.mkdir(parents=True)
+    (ready / "attempts.jsonl").symlink_to("../../../harmless")
+    (ready / ".manifest").write_text("{}")
+    (ready / ".commit").write_text(json.dumps({"folder": "sweeps/g", "manifest": "sweeps/g/m.json", "gone": []}))
+    with pytest.raises(Refused, match="attempts.jsonl is a link"):
+        Workspace(root)
+    assert not (root / "sweeps").exists()
+    (root / "sweeps").mkdir()
+    (root / "sweeps" / "attempts.jsonl").symlink_to("../harmless")
+    with pytest.raises(Refused, match="is a link"):
+        store.append(root / "sweeps" / "attempts.jsonl", ["{}"])
+    assert (root / "harmless").read_text() == ""
+
+
+def test_what_a_run_is_of_stays_what_it_was_at_its_beginning(root):
+    """A photo that is exchanged meanwhile: what has been learned of the old one is not gone on with for the new one."""
+    plan = plan_of(root, "learn-subject", "toy")
+    with plan.making() as out:
+        folder, identity = plan.checkpoints, plan.identity
+        (root / "photos" / "toy" / "1.png").write_text("another")
+        (out / "lora.safetensors").write_text("of the old photo")
+        assert (plan.checkpoints, plan.identity) == (folder, identity)
+    assert plan.checkpoints != folder and plan.recorded()["identity"] == identity
+    assert plan_of(root, "learn-subject", "toy").state().kind == "stale"
 
 
 def test_a_line_that_a_crash_cut_short_stays_a_line_of_its_own(tmp_path):

@@ -51,7 +51,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(name, "error")
-    signal.signal(signal.SIGTERM, lambda *_: ask_to_stop())
+    signal.signal(signal.SIGTERM, _on_sigterm)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:          # a job in the background is deaf to it
         signal.signal(signal.SIGINT, _on_ctrl_c)
     app()
@@ -64,6 +64,15 @@ def _on_ctrl_c(*_: object) -> None:
     console.ctrl_c = True
     os.write(2, b"\nstopping after this step, which is saved; Ctrl-C again stops at once\n")
     ask_to_stop()
+
+
+def _on_sigterm(*_: object) -> None:
+    """A loop finishes its step and saves; where no such loop runs, it ends at once (or, where the interpreter drops the
+    exception, at the next place that asks)."""
+    ask_to_stop()
+    if not can_stop():
+        console.terminated = True
+        raise KeyboardInterrupt
 
 
 def _version(wanted: bool) -> None:

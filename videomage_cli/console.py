@@ -16,6 +16,7 @@ from .visible import as_json, message, visible
 QUIET_SECONDS = 15.0            # without a terminal: at most one line of progress in so many seconds
 CTRL_C = 130
 ctrl_c = False                  # whether a request to stop came from the keyboard
+terminated = False              # whether SIGTERM stopped what cannot stop by itself
 DEFECT = 1                      # an exit code of no meaning: something we did not foresee
 
 
@@ -150,7 +151,7 @@ def guarded() -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         say("stopped. Nothing half-written was left; the same command goes on from its last checkpoint.")
-        raise typer.Exit(CTRL_C) from None
+        raise typer.Exit(Interrupted.exit_code if terminated else CTRL_C) from None
     except BaseException as error:
         if debugging():
             raise

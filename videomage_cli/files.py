@@ -71,11 +71,13 @@ def export(name: Annotated[str, typer.Argument(
         from stages.export import files_of
 
         if Path(name).is_file():
-            sources, out = [Path(name)], out or Path(f"{Path(name).stem}-{form}")
+            out = out or Path(f"{Path(name).stem}-{form}")
+            files = write(Path(name), out, form, force=force)
         else:
             project = Workspace(folder)
-            sources, out = files_of(project, name), out or project.root / "exports" / f"{name}-{form}"
-        files = write(sources, out, form, force=force)
+            out = out or project.root / "exports" / f"{name}-{form}"
+            with files_of(project, name) as sources:
+                files = write(sources, out, form, force=force)
         if json:
             return console.out_json({"folder": out, "files": files})
         console.out(str(out))

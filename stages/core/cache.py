@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +36,7 @@ from .errors import BadInput, Locked, VideomageError
 from .report import Report, silent
 from .saving import save_tensors
 from .stage import versions
-from .tensors import read_tensors
+from .tensors import checksum, raw, read_tensors
 from .workspace import Workspace
 
 MOST = 4 * 2**30           # bytes
@@ -115,7 +114,7 @@ class Cache:
             found = {name: value.clone() for name, value in read.items()}
         except VideomageError:
             found, said = {}, {}
-        if not found or said.get("crc32") != _checksum(found):
+        if not found or said.get("crc32") != checksum(found):
             self._report(note=f"{self._project.show(path)} is damaged: what was in it is made anew")
             path.unlink(missing_ok=True)
             return None
@@ -128,7 +127,7 @@ class Cache:
         try:
             if not self._trimmed:
                 self._trim()
-            save_tensors(tensors, path, {"crc32": _checksum(tensors)}, self._project.partial)
+            save_tensors(tensors, path, {"crc32": checksum(tensors)}, self._project.partial)
         except OSError as error:
             if not self._told:
                 self._report(note=f"{self._project.show(path.parent)} cannot be written ({error}): it will be computed "
@@ -160,7 +159,7 @@ def _add(whole, part: object) -> None:
         part = torch.from_numpy(np.ascontiguousarray(part))
     if isinstance(part, Tensor):
         whole.update(f"{part.dtype} {tuple(part.shape)} ".encode())
-        whole.update(_bytes(part))
+        whole.update(raw(part))
     elif isinstance(part, Mapping):
         whole.update(f"mapping {len(part)} ".encode())
         for key in sorted(part):
@@ -179,14 +178,3 @@ def _add(whole, part: object) -> None:
 def _plain(value: Tensor) -> Tensor:
     """Without history and in the layout of one that was read: other strides would be other kernels, and other bits."""
     return value.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _bytes(value: Tensor) -> np.ndarray:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(_bytes(tensors[name]), total)
-    return str(total)

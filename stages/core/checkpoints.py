@@ -14,7 +14,7 @@ from . import formats, store
 from .errors import VideomageError
 from .report import Report, silent
 from .saving import save_tensors
-from .tensors import read_tensors
+from .tensors import checksum, read_tensors
 
 KEEP = 2            # the newest and the one before it
 FORMAT = "videomage format"
@@ -37,22 +37,27 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._at, self._after = time.monotonic(), 0
+        self._damaged: set[Path] = set()
 
     def due(self, curve: Sequence) -> bool:
         """Whether it is time for one."""
         return time.monotonic() - self._at > self.every_seconds or len(curve) - self._after >= self.every_steps
 
     def save(self, curve: list[dict[str, float]]) -> None:
-        """The state after len(curve) steps, and the curve; older ones than the newest two go."""
+        """The state after len(curve) steps, and the curve; all others but the newest whole one before it go."""
         self._at, self._after = time.monotonic(), len(curve)
         if not self.folder or not self.writes:
             return
         state = named_state(self.parameters, self.buffers, self.optimizer)
         tensors = {key: value.contiguous().cpu().clone() for key, value in state.items()}
-        save_tensors(tensors, self.folder / f"step-{len(curve):07d}.safetensors",
-                     {FORMAT: str(formats.CHECKPOINT), "identity": self.identity, "curve": json.dumps(curve)})
-        for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEEP]:
-            store.remove(old)
+        newest = self.folder / f"step-{len(curve):07d}.safetensors"
+        save_tensors(tensors, newest, {FORMAT: str(formats.CHECKPOINT), "identity": self.identity,
+                                       "curve": json.dumps(curve), "crc32": checksum(tensors)})
+        others = [path for path in sorted(self.folder.glob("step-*.safetensors")) if path != newest]
+        before = [path for path in others if path < newest and path not in self._damaged]
+        for old in others:
+            if old not in before[1 - KEEP:]:
+                store.remove(old)
 
     def restore(self) -> list[dict[str, float]]:
         """Load the newest whole one of this identity, in place -> its curve, a row per step; [] if there is none. One
@@ -65,21 +70,27 @@ class Checkpoints:
             try:
                 tensors, meta = read_tensors(path, "a checkpoint")
             except VideomageError as damage:
-                self.report(note=f"checkpoint {path.name} is damaged ({damage.what}); the one before it is used")
+                self._pass_over(path, damage.what)
                 continue
             try:
                 if meta.get("identity") != self.identity:
                     continue
                 formats.number(json.loads(meta.get(FORMAT, "1")), formats.CHECKPOINT, f"the checkpoint {path}")
                 curve = json.loads(meta["curve"])
+                if meta.get("crc32", checksum(tensors)) != checksum(tensors):                # the first ones had none
+                    raise ValueError("its checksum is another")
                 self._load(tensors)
             except (KeyError, ValueError, RuntimeError) as damage:
-                self.report(note=f"checkpoint {path.name} is damaged ({damage}); the one before it is used")
+                self._pass_over(path, str(damage))
                 continue
             self.report(note=f"going on from step {len(curve)}")
             self._after = len(curve)
             return curve
         return []
+
+    def _pass_over(self, path: Path, damage: str) -> None:
+        self._damaged.add(path)
+        self.report(note=f"checkpoint {path.name} is damaged ({damage}); the one before it is used")
 
     @torch.no_grad()
     def _load(self, tensors: Mapping[str, Tensor]) -> None:

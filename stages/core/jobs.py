@@ -16,6 +16,7 @@ from queue import Empty
 from .errors import Refused
 from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
+REQUESTS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.2
 SAFE = "PYTHONSAFEPATH"
 _facts = None                                            # of a worker: the queue that leads to the parent's report
@@ -59,7 +60,8 @@ def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
         try:
             while waiting or running:
                 for name in [name for name in waiting if all(other in done for other in after.get(name, ()))]:
-                    running[pool.submit(_call, name, waiting.pop(name))] = name
+                    with deaf():
+                        running[pool.submit(_call, name, waiting.pop(name))] = name
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 _pass_on(facts, report)
                 for future in ended:
@@ -74,6 +76,17 @@ def side_by_side(calls: Mapping[str, Callable[..., object]], *, workers: int,
     return {name: done[name] for name in calls}
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM wait, in the processes that are started here, too: until they `begin`, which may take
+    seconds, they could but die of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(facts, stopping) -> None:
     global _facts
     begin(stopping)
@@ -83,11 +96,12 @@ def _begin(facts, stopping) -> None:
 def begin(stopping, threads: int = 1) -> None:
     """In a worker: its threads; Ctrl-C and SIGTERM are the parent's to answer, who lets us know by the event
     `stopping`. Where the parent was killed, so are we: nobody else would tell us that nobody waits for our work."""
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
     import torch
 
     torch.set_num_threads(threads)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     alive = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: wait_for([alive]) and os._exit(1), daemon=True).start()
     threading.Thread(target=lambda: stopping.wait() and ask_to_stop(), daemon=True).start()

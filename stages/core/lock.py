@@ -18,7 +18,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -99,7 +99,7 @@ def records(path: Path) -> dict[Path, Owner]:
     """{file: owner} of a lock's records that can be read."""
     found = {}
     for file in sorted(path.parent.glob(f"{path.name}.*")):
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             found[file] = Owner(**json.loads(file.read_text(encoding="utf-8")))
     return found
 
@@ -111,13 +111,15 @@ def all_records(folder: Path) -> dict[str, dict[Path, Owner]]:
 
 
 def clear(path: Path) -> list[Owner]:
-    """Remove the records of a lock whose owners are not at work on this host -> them. Raises Locked where one is."""
+    """Remove the records of a lock whose owners are not at work -> them. Raises Locked where one is: as this host sees
+    it, or because the kernel holds the lock for somebody who cannot be seen from here."""
     found = records(path)
     for owner in found.values():
         if owner.state == "working":
             raise Locked(f"{path.stem} is in use by {owner}", f"wait for it, or stop it (kill {owner.pid})")
-    for file in found:
-        file.unlink(missing_ok=True)
+    if not _unlink(path, found):
+        raise Locked(f"{path.stem} is held by a process that cannot be seen from here", "wait for it, or stop it where "
+                     "it runs")
     return list(found.values())
 
 
@@ -125,15 +127,26 @@ def sweep(folder: Path) -> list[str]:
     """Remove the records of owners that are dead, and their locks -> a notice for each that was writing."""
     said = []
     for name, found in all_records(folder).items():
-        path, dead = folder / f"{name}.lock", {file: owner for file, owner in found.items() if owner.state == "dead"}
-        said += [_gone(owner) for owner in dead.values() if owner.mode == "write"]
-        for file in dead:
-            file.unlink(missing_ok=True)
+        dead = {file: owner for file, owner in found.items() if owner.state == "dead"}
         with suppress(OSError):
-            handle = os.open(path, os.O_RDWR)
-            _drop(path, handle)
-            os.close(handle)
+            if dead and _unlink(folder / f"{name}.lock", dead):
+                said += [_gone(owner) for owner in dead.values() if owner.mode == "write"]
     return said
+
+
+def _unlink(path: Path, files: Iterable[Path]) -> bool:
+    """Remove records of a lock, and its file where none is left; not while anybody holds it, seen or not -> whether."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file in files:
+            file.unlink(missing_ok=True)
+        _drop(path, handle)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _gone(owner: Owner) -> str:
@@ -172,17 +185,26 @@ def locked(path: Path, what: str, *, shared: bool = False, wait: bool = False, p
         if _still_there(path, handle):
             break
         os.close(handle)                    # the holder before us removed the file between our open and our lock
-    record = path.with_name(f"{path.name}.{os.getpid()}-{next(_numbers)}")
+    record = None
     try:
         _judge_left_over(path, what, shared, report)
-        record.write_text(json.dumps(asdict(Owner.here("read" if shared else "write", doing or what))),
-                          encoding="utf-8")
+        record = _put_on_record(path, Owner.here("read" if shared else "write", doing or what))
         yield
     finally:
         with suppress(OSError):
-            record.unlink(missing_ok=True)
+            if record:
+                record.unlink(missing_ok=True)
         _drop(path, handle)
         os.close(handle)
+
+
+def _put_on_record(path: Path, owner: Owner) -> Path:
+    """-> the record, a file of its own: hosts and containers may have processes of one number."""
+    while True:
+        record = path.with_name(f"{path.name}.{here()}-{owner.pid}-{next(_numbers)}")
+        with suppress(FileExistsError), record.open("x", encoding="utf-8") as file:
+            json.dump(asdict(owner), file)
+            return record
 
 
 def _judge_left_over(path: Path, what: str, shared: bool, report: Report) -> None:

@@ -54,6 +54,7 @@ class Plan:
     facts: dict = field(default_factory=dict)
     made: bool = False
     kept: dict[str, str] = field(default_factory=dict)     # {file that a person changed and that stays: what we made}
+    began: dict[str, str] | None = None                    # while it is made: the hashes of its inputs as it began
 
     def __post_init__(self) -> None:
         self.folder: Path = self.project.root / self.stage.folder(self.project, self.name)
@@ -90,9 +91,10 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """One hash over everything that defines the result; a checkpoint of another identity is not resumed."""
+        """One hash over everything that defines the result; a checkpoint of another identity is not resumed. While it
+        is made that stays what it was at the beginning, whatever becomes of the inputs."""
         whole = {"stage": self.stage.name, "name": self.name, "settings": self.settings(), "seed": self.seed,
-                 "base": plain(self.base), "inputs": self.hashes()}
+                 "base": plain(self.base), "inputs": self.hashes() if self.began is None else self.began}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -184,12 +186,13 @@ class Plan:
             started = time.monotonic()
             try:
                 self._make_room(out)
-                inputs = self.hashes()
+                inputs = self.began = self.hashes()
                 yield out
                 if self.hashes() != inputs:
                     report(note="an input changed while this ran: the artefact will count as stale")
                 self._publish(out, inputs, time.monotonic() - started)
             finally:
+                self.began = None
                 shutil.rmtree(out, ignore_errors=True)
             self.made = True
         if team:

@@ -138,6 +138,8 @@ def append(path: Path, lines: Iterable[str]) -> None:
     """Lines at the end of a file of lines. One that a crash has cut short before them stays a line of its own."""
     make_folder(path.parent)
     operation("write", path)
+    if path.is_symlink():
+        raise Refused(f"{path} is a link, which nothing of ours leaves there", "delete it")
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -182,9 +184,12 @@ def carry_out(root: Path, ready: Path) -> None:
         task = json.loads((ready / COMMIT).read_text(encoding="utf-8"))
         folder, manifest = (_within(root, task[key]) for key in ("folder", "manifest"))
         gone = [_within(root, f"{task['folder']}/{name}") for name in task["gone"]]
-    except (OSError, ValueError, KeyError, TypeError) as damage:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as damage:
         raise BadInput(f"{ready} is damaged ({type(damage).__name__})", "delete that folder") from damage
-    moved = [path.relative_to(ready) for path in sorted(ready.rglob("*"))
+    there = sorted(ready.rglob("*"))
+    if link := next((path for path in there if path.is_symlink()), None):      # moved, it would lead elsewhere
+        raise Refused(f"{link} is a link, which no stage leaves", f"do not use this folder, or delete {ready}")
+    moved = [path.relative_to(ready) for path in there
              if path.is_file() and path.relative_to(ready).as_posix() not in (COMMIT, MANIFEST)]
     make_folder(folder)
     if (ready / MANIFEST).exists():                      # else it has been moved already, and all before it
@@ -218,7 +223,8 @@ def settle(root: Path) -> list[str]:
     notices = []
     with suppress(OSError):
         notices = sweep(root / ".partial")
-        for folder in (root, root / ".partial", *(root / ".partial").glob("*/")):
+        for folder in (root, root / "scores", root / ".partial", *(root / ".partial").glob("*/"),
+                       *(root / ".partial").glob("*/checkpoints-*/")):
             _sweep_halves(folder)
     for left in sorted({*(root / ".partial").glob(f"*/{READY}"), *(root / ".partial").glob("*/out-*")}):
         try:

@@ -31,7 +31,7 @@ from accelerate.utils import broadcast, check_cuda_p2p_ib_support, reduce
 from torch import Tensor
 
 from .errors import OutOfResources, UsageError, VideomageError
-from .jobs import POLL_SECONDS, begin, safe_path
+from .jobs import POLL_SECONDS, begin, deaf, safe_path
 from .report import Report, ask_to_stop, asked_to_stop, silent, stoppable
 
 GRACE_SECONDS = 3.0                # that the others of a failed run have to end by themselves
@@ -206,7 +206,8 @@ def together(call: Callable[..., object], devices: Sequence[str], *, report: Rep
                 ours, theirs = spawn.Pipe(duplex=False)
                 args = (rank, tuple(devices), Path(folder) / "meeting", stopping, theirs, call)
                 process = spawn.Process(target=_member, args=args, daemon=True)
-                process.start()
+                with deaf():
+                    process.start()
                 theirs.close()
                 processes[ours] = process
             ends = _watch(processes, devices, stopping, report)

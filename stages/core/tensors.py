@@ -1,9 +1,11 @@
 """Tensors from a file that may have been written by anybody: the one place that opens what a project brings."""
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -42,3 +44,16 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
             if not (torch.isfinite(least) and torch.isfinite(most)):
                 return name
     return None
+
+
+def raw(value: Tensor) -> np.ndarray:
+    """The bytes of a tensor."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 over their bytes, by the order of their names: a bit that turned over on a disk is seen."""
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(raw(tensors[name]), total)
+    return str(total)

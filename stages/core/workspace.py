@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from . import borders, manifests, store
@@ -20,7 +20,7 @@ from .errors import BadInput, MissingPrerequisite, UsageError
 from .foreign import read_json
 from .kinds import PICTURES, UNREADABLE
 from .lock import locked
-from .plan import Plan
+from .plan import PATIENCE, Plan, key_of
 from .settings import Motion, Settings, Subject, check_name, did_you_mean
 from .stage import Artifact, Input, Stage, State, natural, plain
 
@@ -78,6 +78,14 @@ class Workspace:
         """Hold a named lock of the project, for example around what two subjects share in .cache/."""
         with locked(self.partial / f"{name}.lock", name, wait=wait):
             yield
+
+    def reading(self, stage: str, name: str, doing: str) -> AbstractContextManager:
+        """Inside, nobody makes that artefact anew. Raises Locked where somebody does. Where nothing may be written,
+        there is nobody who would."""
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            return nullcontext()
+        return locked(self.partial / f"{key_of(stage, name)}.lock", f"{stage} '{name}'", shared=True, patience=PATIENCE,
+                      doing=doing)
 
     def subject_folder(self, name: str) -> Path:
         return self.root / "subjects" / check_name(name, "the subject")
@@ -160,7 +168,8 @@ class Workspace:
         for copies in ("images", "photos"):            # of learn-subject, of segment: a project mailed without sources
             folder = self.root / "subjects" / subject / copies
             if not found and folder.is_dir():
-                found = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGES), key=natural)
+                found = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGES and
+                                borders.inside(p, self.border)), key=natural)
         return tuple(dict.fromkeys(found))
 
     # -- artefacts ----------------------------------------------------------------------------------------------
@@ -227,7 +236,7 @@ class Workspace:
                     taken |= {name: read_json(path)} if project_file.SAMPLE.fullmatch(name) else {}
             name = next((name for name, other in taken.items() if other == order), None)
             if name is None:
-                number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
+                number = max((int(name.partition("-")[0]) for name in taken if name[:4].isdecimal()), default=0) + 1
                 words = re.sub(r"[^a-z0-9]+", "-", str(probe.request.get("prompt", "")).lower()).strip("-")
                 name = f"{number:04d}-{words[:40].rstrip('-') or 'video'}"
                 self._ordered[name] = order

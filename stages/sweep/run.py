@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from ..backbones import kept
 from ..core.errors import Interrupted, MissingPrerequisite
-from ..core.report import Report, asked_to_stop, silent
+from ..core.report import Report, asked_to_stop, silent, stoppable
 from .schedule import Failure, Job, Schedule
 from .store import Made, Store
 from .work import Hand, How
@@ -50,8 +50,9 @@ def run(store: Store, how: How, crew: Crew | None = None, *, retries: int = 2, r
         return schedule.failed
 
 
+@stoppable()
 def alone(schedule: Schedule, how: How, report: Report) -> None:
-    """Every job in this process, with the base kept in memory."""
+    """Every job in this process, with the base kept in memory. A request to stop is heard after each video."""
     hand = Hand(how)
     with kept():
         while job := schedule.next():

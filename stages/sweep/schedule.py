@@ -136,11 +136,13 @@ class Schedule:
                 self.store.variants.lend_sample(control.name, control.root, made.root)
 
     def done(self, job: Job, failures: Mapping[Made, Failure]) -> list[dict[str, object]]:
-        """failures: of what the job should have made. What may be tried again waits again, without what went well.
-        -> the lines for attempts.jsonl."""
+        """failures: of what the job should have made. What may be tried again waits again, without what went well, and
+        without what a worker had made before it died. -> the lines for attempts.jsonl."""
         del self.running[job.key]
         lines, again = [], []
         for made, failure in failures.items():
+            if self.store.fresh_by_now(made, self._controls.get(made)):
+                continue
             self._tries[made] = tries = self._tries.get(made, 0) + 1
             given_up = tries > self.retries or failure.code in CERTAIN
             if given_up:

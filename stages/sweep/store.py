@@ -137,6 +137,12 @@ class Store:
                 self._looks_fresh(made, control) or bool(self.plan(made).state(deep=False)))
         return self._fresh[made]
 
+    def fresh_by_now(self, made: Made, control: Made | None = None) -> bool:
+        """The same, of what somebody may have made since it was looked at."""
+        self._fresh.pop(made, None)
+        self._manifests.clear()
+        return self.fresh(made, control)
+
     def whole(self, cell: Cell) -> bool:
         """Whether the video and its score are there and fresh."""
         return self.fresh(self.sample(cell)) and self.fresh(self.score(cell), self.control(cell))
@@ -204,7 +210,7 @@ class Store:
                 found[cell] = ("fresh", "")
                 continue
             why = next((f"{self.title(made)}: {failures[made.mark]}" for made in (sample, score)
-                        if made.mark in failures), "") or (
+                        if made.mark in failures and not (made is sample and self.fresh(sample))), "") or (
                 self._broken(sample, failures, broken) if failures else "")
             found[cell] = ("failed", why) if why else ("missing", "")
         return found
