@@ -467,6 +467,26 @@ def test_a_pickle_that_asks_for_more_than_tensors_is_not_run(zeroscope, tmp_path
     assert not (tmp_path / "exploded").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_conversion_copies_nothing_that_is_not_the_base(zeroscope, tmp_path):
+    """Of what links lead to: a folder of keys is no part of a base, a device and a file elsewhere are not copied."""
+    folder = layouts.pickle_only(shutil.copytree(zeroscope, tmp_path / "base"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/key.txt").write_text("mine")
+    (folder / "keys").symlink_to(tmp_path / "mine")
+    (folder / "zero.json").symlink_to("/dev/zero")
+    (folder / "unet/zero.json").symlink_to("/dev/zero")
+    done = videomage("fetch", folder, "--convert", "--out", tmp_path / "out", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not {"keys", "zero.json"} & {path.name for path in (tmp_path / "out").rglob("*")}
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
+    for link in ("unet/key.txt", "README.md", "unet/diffusion_pytorch_model.bin"):
+        (folder / link).unlink(missing_ok=True)
+        (folder / link).symlink_to(tmp_path / "mine/key.txt")
+        done = videomage("fetch", folder, "--convert", "--out", tmp_path / "again", home=tmp_path)
+        (folder / link).unlink()
+        assert done.returncode == 3 and "is no part of the base" in done.stderr and not (tmp_path / "again").exists()
+
+
 def test_without_the_hub_fetch_says_so(hub, tmp_path):
     gone = videomage("fetch", "zeroscope", home=tmp_path)
     assert gone.returncode == 4 and "cannot be reached" in gone.stderr
