@@ -18,6 +18,7 @@ import yaml
 
 from ..backbones import NAMES
 from ..core import store
+from ..core.borders import inside
 from ..core.errors import BadInput
 from ..core.foreign import holds
 from ..core.settings import FILE
@@ -175,7 +176,8 @@ class Variants:
         if base in NAMES or Path(base).expanduser().is_absolute() or not (root / base / "model_index.json").is_file():
             return base
         link = Path(os.path.normpath(folder / base))
-        if not link.is_relative_to(Path(os.path.normpath(root / "sweeps"))):
+        own = inside(root / base, self.project.border)              # a link to another place would shut the project
+        if not own or not link.is_relative_to(Path(os.path.normpath(root / "sweeps"))):
             raise BadInput(f"{FILE}: a sweep that learns otherwise cannot find the base {base}",
                            "write its path absolute, or put it into the project")
         _symlink(link, root / base)
