@@ -7,11 +7,13 @@ video. Everything else that the networks read is made here. Words are counted as
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from .core.errors import BadInput
+from .core.settings import check_prompt
 
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
@@ -60,7 +62,7 @@ class MotionPrompt:
 def motion_prompt(text: str) -> MotionPrompt:
     """Parse "a [person] is riding a [horse]". Raises BadInput where brackets are unbalanced, empty, missing or twice
     the same: every actor needs a name of its own, because it gets a token and a mask track of its own."""
-    actors = tuple(" ".join(found.split()) for found in _BRACKET.findall(text))
+    actors = tuple(" ".join(found.split()) for found in _BRACKET.findall(check_prompt(text)))
     rest = _BRACKET.sub("", text)
     if "[" in rest or "]" in rest or not all(actors):
         raise BadInput(f"the brackets of the motion prompt '{text}' do not close or are empty",
@@ -96,7 +98,7 @@ def target_prompt(text: str, classes: Mapping[str, str]) -> TargetPrompt:
     Raises BadInput for a placeholder of an unknown subject, and for two in one whitespace word.
     """
     plain, subjects, pairs = [], [], []
-    for index, word in enumerate(text.split()):
+    for index, word in enumerate(check_prompt(text).split()):
         names = _PLACEHOLDER.findall(word)
         if len(names) > 1:
             raise BadInput(f"'{word}' joins two subjects in one word", "put a space between them")
@@ -107,7 +109,7 @@ def target_prompt(text: str, classes: Mapping[str, str]) -> TargetPrompt:
             known = ", ".join(f"<{name}>" for name in classes) or "none yet"
             raise BadInput(f"the prompt '{text}' names <{names[0]}>, which is no subject here (known: {known})",
                            "add it under 'subjects:' in project.yaml, then run: "
-                           f"videomage learn-subject {names[0]} IMAGES...")
+                           f"videomage learn-subject {shlex.quote(names[0])} IMAGES...")
         filled = word.replace(f"<{names[0]}>", " ".join(classes[names[0]].split())).split()
         pairs.append((names[0], range(index, index + 1), range(len(plain), len(plain) + len(filled))))
         plain += filled

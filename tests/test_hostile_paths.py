@@ -15,6 +15,7 @@ from stages.core import borders
 from stages.core.errors import BadInput, Refused, UsageError, VideomageError
 from stages.core.settings import check_name
 from stages.core.workspace import Workspace, fused_name
+from stages.sweep.variants import Variants
 from videomage_cli.app import app
 
 
@@ -139,6 +140,57 @@ def test_what_lies_behind_a_link_is_an_input(tmp_path):
     identity = before.identity
     (tmp_path / "other/0000.png").write_text("something else")
     assert Workspace(tmp_path).plan(STAGES["segment"], "motions/riding").identity != identity
+
+
+def test_a_pattern_goes_through_no_links_and_has_an_end(tmp_path, monkeypatch):
+    """Four links to the folder itself: each `*` would find everything four times over."""
+    project = small_project(tmp_path)
+    for name in "abcd":
+        (tmp_path / "photos" / name).symlink_to(".")
+    (tmp_path / "photos/in/deep").mkdir(parents=True)
+    for name in ("in/1.png", "in/deep/2.png", "1²2.png"):
+        shutil.copy(tmp_path / "photos/0000.png", tmp_path / "photos" / name)
+
+    def found(item):
+        return [path.relative_to(tmp_path / "photos").as_posix() for path in sorted(borders.named(
+            item, project.root, project.border)[0])]
+
+    scan, scanned = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scan(path))
+    assert found("photos/" + "*/" * 30 + "*.png") == []
+    assert found("photos/*.png") == found("photos") == ["0000.png", "0001.png", "1²2.png"]
+    assert found("photos/*/*.png") == ["in/1.png"] and found("photos/*/deep/?.png") == ["in/deep/2.png"]
+    assert found("photos/**/*.png") == found("photos/" + "**/" * 1000 + "*.png") == [
+        "0000.png", "0001.png", "1²2.png", "in/1.png", "in/deep/2.png"]
+    assert found("photos/a/0*.png") == ["a/0000.png", "a/0001.png"], "a link that is named"
+    assert found("photos/[01]*/../*.png") == [] and len(scanned) < 100
+    with pytest.raises(BadInput, match="is no pattern of files"):
+        found("photos/*" + "*a" * 3000)
+    monkeypatch.setattr(borders, "MOST", 4)
+    with pytest.raises(BadInput, match="'photos/.' matches more than 4 files and folders"):
+        found("photos/*")
+
+
+def test_a_name_with_a_raised_number_is_a_name(tmp_path):
+    project = small_project(tmp_path)
+    (tmp_path / "photos/0000.png").rename(tmp_path / "photos/1²2.png")
+    assert [path.name for path in project.photos("toy")] == ["0001.png", "1²2.png"]
+
+
+def test_a_sweep_over_a_base_outside_does_not_shut_its_project(tmp_path, base_folder):
+    """The variant would hold a link to it, and a link that leads out is refused."""
+    shutil.copytree(base_folder, tmp_path / "shared/b")
+    shutil.copytree(base_folder, tmp_path / "p/b")
+    (tmp_path / "p/linked").symlink_to(tmp_path / "shared/b")
+    for base, there in (("../shared/b", False), ("linked", False), ("b", True)):
+        (tmp_path / "p/project.yaml").unlink(missing_ok=True)
+        project = Workspace.create(tmp_path / "p", base=base, subjects={"toy": {"class": "toy", "images": "photos"}})
+        if there:
+            assert Variants(project).of({"fuse": {"steps": 1}}).root.is_dir()
+        else:
+            with pytest.raises(BadInput, match=f"cannot find the base {base}.*write its path absolute"):
+                Variants(project).of({"fuse": {"steps": 1}})
+        Workspace(tmp_path / "p")                                      # and every command goes on
 
 
 @pytest.mark.parametrize("kind", ["clip", "masks", "auxiliary"])

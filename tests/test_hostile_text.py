@@ -5,6 +5,10 @@ import copy
 import csv
 import json
 import re
+import shlex
+import shutil
+import time
+from pathlib import Path
 
 import pytest
 from hostile import ESCAPES, MARKUP, made, small_project, tampered
@@ -12,11 +16,17 @@ from test_page import Tree, make_sample, score
 from test_page import project as page_project  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
+from stages.backbones.clip_text import _bare
+from stages.backbones.folder import check
+from stages.core import video
 from stages.core.cells import cell
-from stages.core.errors import BadInput
+from stages.core.errors import BadInput, MissingPrerequisite, Refused
+from stages.core.settings import LONGEST as LONGEST_PROMPT
 from stages.core.train import write_curve
 from stages.core.workspace import Workspace
 from stages.page import write_page
+from stages.prompts import motion_prompt, target_prompt
+from stages.segmenters import models
 from stages.sweep.collect import write
 from videomage_cli import console
 from videomage_cli.app import app
@@ -149,17 +159,67 @@ FORMULAS = ("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_text_that_a_spreadsheet_would_run_is_marked(text, tmp_path, survived):
-    assert cell(text) == f"'{text}"
+    marked = f"'{text[0]}'{text[1:]}" if text[0] in "\t\r\n" else f"'{text}"
+    assert cell(text) == marked
     rows = [{"prompt": text, text: 1.5, "score": -0.25, "seed": 3, "why": None, "number": "-1.5", "fine": "a = b"}]
     write(rows, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         head, line = list(csv.reader(file))
-    assert head == ["prompt", f"'{text}", "score", "seed", "why", "number", "fine"]
-    assert line == [f"'{text}", "1.5", "-0.25", "3", "", "-1.5", "a = b"]
+    assert head == ["prompt", marked, "score", "seed", "why", "number", "fine"]
+    assert line == [marked, "1.5", "-0.25", "3", "", "-1.5", "a = b"]
     write_curve([{"loss": 0.5, text: 1.0}], tmp_path / "curve.csv")
     with (tmp_path / "curve.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["step", "loss", f"'{' '.join(text.split())}"], ["0", "0.5", "1"]]
     survived("hostile text", f"csv: {text!r}")
+
+
+def test_a_formula_in_the_middle_is_marked_where_some_part_cells():
+    assert cell("a cat;=1+1;") == "a cat;'=1+1;" and cell("a\t @x;\n-1") == "a\t' @x;\n'-1"
+    assert cell("=1;+2") == "'=1;'+2" and cell("a; b = c - d, =e") == "a; b = c - d, =e"
+
+
+# -- commands that a remedy shows -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["a b.heic", "$(touch x).heic", "a;rm -r ~.heic", "-format.heic", "`x`.heic", "'.heic",
+                                  "msl:x.heic", "a.heic"])
+def test_a_command_names_a_file_as_a_shell_reads_it(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(BadInput) as refused:
+        video.list_images(tmp_path)
+    program, source, target = shlex.split(refused.value.remedy.partition(": ")[2])
+    assert program == "magick" and Path(source).name == name and Path(target).name == f"{Path(name).stem}.png"
+    assert source[0] not in "-" and (source == name or source.startswith("./")), "it is no option"
+
+
+def test_a_command_names_bases_subjects_and_models_so(tmp_path, base_folder):
+    bad = "$(touch${IFS}x)"
+    with pytest.raises(BadInput) as unknown:
+        target_prompt(f"<{bad}> rides", {})
+    with pytest.raises(MissingPrerequisite) as absent:
+        models.locate(f"owner/name@{bad}", "the detector")
+    folder = shutil.copytree(base_folder, tmp_path / "a b")
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(Refused) as pickled:
+        check(folder, str(folder))
+    for error, word in ((unknown, bad), (absent, f"owner/name@{bad}"), (pickled, str(folder))):
+        assert word in shlex.split(error.value.remedy.partition("videomage ")[2]), error.value.remedy
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+def test_a_prompt_without_end_is_named_and_one_of_signs_takes_no_time(backbone):
+    long = "a " * LONGEST_PROMPT
+    for read in (motion_prompt, lambda text: target_prompt(text, {}), backbone.positions):
+        with pytest.raises(BadInput, match=f"the prompt 'a a .* has {len(long)} characters, and {LONGEST_PROMPT} are"):
+            read(long)
+    started = time.process_time()
+    _bare("!" * 300_000 + "a" + "!" * 300_000, 0, ())
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("word", ["", "!", "a", "!a!", "a-b", "...a_", "_", "é!", "!²", "，猫。", "'tis", "a!b!"])
+def test_a_word_without_the_signs_around_it_is_as_ever(word):
+    bare = re.sub(r"^\W+|\W+$", "", word)
+    start = 7 + (word.index(bare) if bare else 0)
+    assert _bare(word, 7, ()) == (bare or word, start, start + len(bare))
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, None, "", "a", "-1", "+2.5e-3", "<toy> rides", "0001-x", "-inf"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def _segmenter(settings: Settings) -> list[Finding]:
             use = "it segments here" if needed else "it segments filmed material"
             found = f"{name}{known} is not on this machine; {use}"
             out.append(Finding("bad" if needed else "note", weights.what, found,
-                               f"videomage fetch {models.NAME if models.terms(name) else name}"))
+                               f"videomage fetch {models.NAME if models.terms(name) else shlex.quote(name)}"))
     return out
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import BadInput
+from ..core.settings import check_prompt
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -50,8 +51,9 @@ def lay_out(tokenizer: CLIPTokenizer, length: int, prompt: str, counts: Mapping[
 
     The prompt is cut at its placeholders; what lies between is tokenized as the tokenizer would. At a placeholder
     the start token's id stands once per vector; its embedding is what `embed` replaces. Each token's character
-    offsets tell which whitespace word it belongs to.
+    offsets tell which whitespace word it belongs to. Raises BadInput for one that is too long to be any.
     """
+    check_prompt(prompt)
     ids, chars, placeholders = [tokenizer.bos_token_id], [(-1, -1)], []          # chars: (from, to) of each token
     for start, stop in _pieces(prompt, counts):
         if (piece := prompt[start:stop]) in counts:
@@ -92,9 +94,9 @@ def _bare(word: str, offset: int, names: Iterable[str]) -> tuple[str, int, int]:
     for name in sorted(names, key=len, reverse=True):
         if (at := word.find(name)) >= 0:
             return name, offset + at, offset + at + len(name)
-    bare = re.sub(r"^\W+|\W+$", "", word)
-    start = offset + (word.index(bare) if bare else 0)
-    return bare or word, start, start + len(bare)
+    inner = [at for at, letter in enumerate(word) if letter.isalnum() or letter == "_"]          # what \w is
+    start, stop = (inner[0], inner[-1] + 1) if inner else (0, 0)
+    return word[start:stop] or word, offset + start, offset + stop
 
 
 @contextmanager

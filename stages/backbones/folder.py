@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +119,8 @@ def _without(folder: Path, part: str, base: str) -> BadInput | Refused:
     pickled = [path.name for path in sorted((folder / part).iterdir()) if is_pickle(path.name, part)]
     if pickled:
         return Refused(f"{WHAT[part]} of the base '{base}' comes as a pickle alone ({part}/{pickled[0]}), which could "
-                        "run code when it is read", f"convert it once, in a process of its own: videomage fetch {base} "
-                        "--convert")
+                        "run code when it is read", f"convert it once, in a process of its own: videomage fetch "
+                        f"{shlex.quote(base)} --convert")
     return BadInput(f"{WHAT[part]} of the base '{base}' has no weights: there is no {part}/{STEMS[part]}.safetensors",
                     _AGAIN)
 

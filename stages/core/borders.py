@@ -7,9 +7,11 @@ that stages write to hold files and folders; a link in them stays inside. Import
 """
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import BadInput, Refused
@@ -17,6 +19,7 @@ from .errors import BadInput, Refused
 FILE = "project.yaml"
 OWN = ("subjects", "motions", "fused", "samples", "scores", "sweeps", "exports", ".cache", ".partial")
 _WILD = set("*?[")
+LONGEST, MOST = 4096, 100_000                 # characters of a pattern; places that it may match
 
 
 def border_of(root: Path) -> Path:
@@ -86,14 +89,29 @@ def named(item: str, root: Path, border: Path) -> tuple[list[Path], Path | None]
     pattern = path.parts[len(fixed.parts):]
     if not inside(fixed, border) or ".." in pattern:
         return [], fixed
-    try:
-        found = fixed.glob("/".join(pattern)) if pattern else fixed.glob("*") if fixed.is_dir() else [fixed]
-        found = list(found)
-    except ValueError:                                     # `***`
-        raise BadInput(f"{FILE}: '{item}' is no pattern of files", "write * for any part of a name") from None
+    if len(item) > LONGEST or any("**" in part and part != "**" for part in pattern):
+        raise BadInput(f"{FILE}: '{item}' is no pattern of files", "write * for any part of a name")
+    found, before = [fixed], ""
+    for part in pattern or ("*",) * fixed.is_dir():
+        if part == before == "**":                         # which together are one
+            continue
+        within = [one for one in found if one == fixed or not one.is_symlink()]     # links in a circle have no end
+        found, before = list(itertools.islice(_matching(within, part), MOST + 1)), part
+        if len(found) > MOST:
+            raise BadInput(f"{FILE}: '{item}' matches more than {MOST} files and folders", "name a smaller folder")
     files = [one for one in found if one.is_file() or one.is_symlink()]
     out = next((one for one in files if not inside(one, border)), None)
     return [one for one in files if one.is_file() and inside(one, border)], out
+
+
+def _matching(folders: list[Path], part: str) -> Iterator[Path]:
+    """What lies in these folders under one part of a pattern; `**`: they themselves and all folders below."""
+    for folder in folders:
+        if part == "**":
+            yield from (Path(here) for here, _, _ in os.walk(folder))
+        elif folder.is_dir():
+            with suppress(PermissionError):
+                yield from (one for one in folder.iterdir() if fnmatch.fnmatchcase(one.name, part))
 
 
 def leaves(what: str, path: Path | str, remedy: str = "copy it into the project, or name it on the command line"

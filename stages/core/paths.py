@@ -1,6 +1,8 @@
 """What can be said of a file before any codec sees it, and how much it may hold. Imports no codec."""
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,4 +50,7 @@ def heic(path: Path) -> BadInput:
 
 
 def to_png(path: Path) -> str:
-    return f"magick {path.name} {path.stem}.png"
+    """The command, as it can be typed: a name is no option and nothing that a shell would run."""
+    plain = re.fullmatch(r"\w[\w. -]*", path.name)
+    names = [shlex.quote(name if plain else f"./{name}") for name in (path.name, f"{path.stem}.png")]
+    return f"magick {' '.join(names)}"

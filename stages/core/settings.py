@@ -20,6 +20,7 @@ SUBJECT_KEYS = ("class", "images")
 MOTION_KEYS = ("name", "clip", "prompt")
 MORE_KEYS = ("clip", "prompt")                     # of one of several motions, which its key names
 VIDEO_KEYS = ("frames", "fps", "height", "width")
+LONGEST = 10_000                                   # characters of a prompt; a text encoder reads 77 tokens
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")            # of a subject, a motion, a sweep
 FUSED = re.compile(rf"{NAME.pattern}(\+{NAME.pattern})*")    # of several subjects: "dog+toy"
 SAMPLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,199}")       # "0001-toy-is-riding"; of a sweep, its options
@@ -77,6 +78,14 @@ def check_name(name: str, what: str, where: str | None = None) -> str:
         raise blame(f"{where + ': ' if where else ''}{what} '{name}' is not a plain name",
                     "use small letters, digits, - and _ only, at most 63: it names a folder and the token <name>")
     return name
+
+
+def check_prompt(text: str) -> str:
+    """A prompt or a caption as it is. Raises BadInput for one that is too long to be any."""
+    if len(text) > LONGEST:
+        raise BadInput(f"the prompt '{text[:40]}...' has {len(text)} characters, and {LONGEST} are read at most",
+                       "write it shorter")
+    return text
 
 
 def _mapping(value: object, where: str, keys: Iterable[str] | None = None) -> Mapping[str, object]:

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from . import foreign
 from .configs import refuse_code
 from .errors import BadInput
-from .foreign import MOST_CONFIG
-from .foreign import read_json as load_json
 from .headers import PICKLED, header, refuse_pickle
 from .tensors import not_finite
 
@@ -121,7 +120,7 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, object]:
     """The object in a JSON file. what, remedy: how errors call the whole and what to do. Raises BadInput for a file
     that is damaged or holds something else."""
     try:
-        said = load_json(path, MOST_CONFIG)
+        said = foreign.read_json(path, foreign.MOST_CONFIG)
     except (OSError, ValueError) as error:
         raise BadInput(f"{what} cannot be loaded: {path} is damaged ({error})", remedy) from error
     if not isinstance(said, dict):

@@ -5,6 +5,7 @@ huggingface_hub keeps what it downloads (HF_HOME), or by a folder in transformer
 """
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def locate(name: str, what: str) -> Path:
         return folder
     known = f" ({terms(name)})" if terms(name) else ""
     raise MissingPrerequisite(f"{what}, {name}{known}, is not on this machine",
-                              f"Run: videomage fetch {NAME if known else name}")
+                              f"Run: videomage fetch {NAME if known else shlex.quote(name)}")
 
 
 def revision(name: str) -> str:
