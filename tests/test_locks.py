@@ -136,6 +136,22 @@ def test_whoever_holds_a_lock_unseen_is_left_alone(tmp_path):
     assert len(lock.sweep(tmp_path)) == 1 and not list(tmp_path.iterdir())
 
 
+def test_an_empty_record_of_the_dead_is_swept(tmp_path):
+    empty = [tmp_path / f"x.lock.{lock.here()}-{pid}-0" for pid in (2 ** 22 + 1, os.getpid())]
+    for file in (*empty, tmp_path / "x.lock.01234567-1-0"):                  # of another host: nobody knows
+        file.touch()
+    assert lock.sweep(tmp_path) == []
+    assert sorted(tmp_path.iterdir()) == sorted([empty[1], tmp_path / "x.lock.01234567-1-0"])
+
+
+def test_a_full_disk_leaves_no_record(tmp_path):
+    code = ("import resource, sys; from pathlib import Path; from stages.core.lock import locked\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+            "with locked(Path(sys.argv[1]), 'x'): pass")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.lock")], stderr=subprocess.PIPE, text=True)
+    assert "File too large" in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_record_that_is_damaged_disturbs_nobody(tmp_path):
     path = tmp_path / "x.lock"
     path.with_name("x.lock.1-0").write_text("[" * 100_000)

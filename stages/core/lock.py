@@ -126,6 +126,11 @@ def clear(path: Path) -> list[Owner]:
 def sweep(folder: Path) -> list[str]:
     """Remove the records of owners that are dead, and their locks -> a notice for each that was writing."""
     said = []
+    for file in folder.glob("*.lock.*"):                       # of one who died before there was a word in it
+        where, _, number = file.name.rpartition(".")[2].partition("-")
+        with suppress(OSError, ValueError):
+            if where == here() and not file.stat().st_size and started(int(number.partition("-")[0])) is None:
+                file.unlink()
     for name, found in all_records(folder).items():
         dead = {file: owner for file, owner in found.items() if owner.state == "dead"}
         with suppress(OSError):
@@ -203,7 +208,12 @@ def _put_on_record(path: Path, owner: Owner) -> Path:
     while True:
         record = path.with_name(f"{path.name}.{here()}-{owner.pid}-{next(_numbers)}")
         with suppress(FileExistsError), record.open("x", encoding="utf-8") as file:
-            json.dump(asdict(owner), file)
+            try:
+                file.write(json.dumps(asdict(owner)))
+                file.flush()
+            except OSError:                                              # the disk is full
+                record.unlink()
+                raise
             return record
 
 
