@@ -18,7 +18,7 @@ import numpy as np
 from .core.jobs import side_by_side
 from .core.report import Report, silent
 from .core.sheets import contact_sheet
-from .core.video import read_clip, read_images
+from .core.video import read_clip, read_frames, read_images
 from .core.workspace import Artifact, Workspace
 from .evaluate import evaluate
 from .fuse import fuse
@@ -55,7 +55,7 @@ def demo(folder: Path, *, subjects: tuple[str, ...] = ("toy", "pet"), motion: st
     _learn(project, subjects, motion, dict(device=device, dtype=dtype, seed=seed), workers, report)
     made = _samples(project, example, seed, common)
     scores = evaluate(project, [made[VIDEO].name, made["the plain base"].name], **common)
-    frames = {row: read_clip(artifact.folder / "frames.png") for row, artifact in made.items()}
+    frames = {row: read_frames(artifact.folder / "frames.png") for row, artifact in made.items()}
     verdicts = {row: judge(video, example.turned if row == EXCHANGED else subjects, example.paths)
                 for row, video in frames.items()}
     sheet = _sheet(folder / "demo.png", example, frames)

@@ -22,7 +22,7 @@ from .core import store
 from .core.errors import MissingPrerequisite
 from .core.foreign import holds, read_json
 from .core.report import Report, silent
-from .core.video import read_clip
+from .core.video import read_frames
 from .core.workspace import Artifact, Plan, Workspace
 from .judging import Judges, cast_of, subjects_of
 from .metrics import clip as clip_metric
@@ -76,7 +76,7 @@ def score_plan(plan: Plan, judges: Judges, *, force: bool = False, report: Repor
 def scores_of(plan: Plan, judges: Judges) -> dict:
     """The score file of one plan of eval."""
     project, request = plan.project, plan.request
-    frames = read_clip(plan.inputs["frames"])
+    frames = read_frames(plan.inputs["frames"])
     photos = {subject: read_photos(plan.inputs[f"photos-{subject}"], plan.inputs.get(f"masks-{subject}"))
               for subject in request["subjects"]}
     prompt = target_of(project, request["prompt"]).plain

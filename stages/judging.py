@@ -18,7 +18,7 @@ from .controls import WITHOUT, control_of
 from .core.edges import snapped
 from .core.report import Report, silent
 from .core.takes import read_take, read_track
-from .core.video import read_clip
+from .core.video import read_frames
 from .core.workspace import Plan, Workspace
 from .cuts import setup_of
 from .metrics import clip as clip_metric
@@ -110,7 +110,7 @@ class Judges:
         if control is not None:
             path = plan.inputs["control"]
             theirs = self._once(("control", _stamps([path]), id(actors), id(gallery), *names), lambda: shown(
-                self._follow(plan.project, read_clip(path), names, gallery)))
+                self._follow(plan.project, read_frames(path), names, gallery)))
         each = {name: {"with": ours[name], "without": theirs[name], "leak": leak(ours[name], theirs[name])}
                 for name in ours}
         return {"each": each, "max": max(one["leak"] for one in each.values()),

@@ -3,6 +3,7 @@ shorter clip, another file opened. Real files, real codecs, in the process where
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
@@ -154,6 +155,35 @@ def test_memory_has_a_limit(name, tmp_path, monkeypatch, survived):
     monkeypatch.undo()
     assert video.read_clip(path, size=(30, 40)).shape[1:] == (30, 40, 3), "the same file, under the usual limit"
     survived("bad media: limits", f"memory, {name}")
+
+
+def test_what_is_read_at_once_has_a_limit(tmp_path, monkeypatch, survived):
+    """Black frames are a small file, whatever they unfold to: of a clip, of photos, and of masks."""
+    path = film(tmp_path / "a.mp4", np.zeros((30, 400, 600, 3), np.uint8))
+    photos = [save(f"{k}.png", np.zeros((400, 600, 3), np.uint8))(tmp_path) for k in range(30)]
+    monkeypatch.setattr(apart, "LIMITS", apart.Limits(whole=10 * 400 * 600 * 3))
+    for read, name in ((lambda: video.read_clip(path), "a.mp4"), (lambda: list(video.photos_of(photos)), "10.png")):
+        with pytest.raises(BadInput, match=f"{name} is too much .*: 11 pictures, .* 600 x 400 .* 0.00671 GiB"):
+            read()
+    assert len(video.read_clip(path, at=range(10))) == len(video.read_clip(path, size=(40, 60))) - 20 == 10
+    assert apart.Limits().whole == 8 << 30
+    survived("bad media: limits", "what is held together")
+
+
+def test_the_frames_of_a_sample_are_a_strip(tmp_path, survived):
+    """A stranger's samples/x/frames.png may be a clip of a hundred thousand frames: content decides what a file is."""
+    strip = video.write_frames(tmp_path / "frames.png", scene())
+    assert np.array_equal(video.read_frames(strip), scene()) and len(video.read_frames(
+        video.write_frames(tmp_path / "one.png", scene()[:1]))) == 1
+    film(tmp_path / "a.mp4", scene()).rename(strip)
+    (tmp_path / "x.png").write_bytes(pillow("a.gif", scene(), duration=100)(tmp_path).read_bytes())
+    for path in (strip, tmp_path / "x.png", save("photo.png", scene()[0])(tmp_path)):
+        with pytest.raises(BadInput, match=f"{path.name} is no (strip of frames|picture)") as refused:
+            video.read_frames(path)
+        assert refused.value.remedy
+    read = re.compile(r"read_clip\([^)]*(frames\.png|inputs\[\"frames\"\])")
+    assert not [path for path in FILES if read.search(path.read_text(encoding="utf-8"))], "read_frames does that"
+    survived("bad media: limits", "a sample's frames")
 
 
 def test_time_has_a_limit(tmp_path, monkeypatch):

@@ -41,12 +41,15 @@ PLAIN = "Make a plain copy of it first: ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp
 @dataclass(frozen=True)
 class Limits:
     """seconds: for one file, and one more for each `rate` bytes of it; of processor time for each core as well. memory:
-    bytes of address space. answer: bytes of one array that is handed back."""
+    bytes of address space. answer: bytes of one array that is handed back. whole: of all arrays of one request, which
+    whoever asked may hold together: 119 photos of 24 megapixels, or 512 frames (the most of a clip) of 5, while black
+    frames of ten times that are a small file."""
 
     seconds: float = 120.0
     rate: float = 1e6
     memory: int = 4 << 30
     answer: int = 1 << 30
+    whole: int = 8 << 30
 
     def of(self, path: Path) -> float:
         """Seconds that this file may take."""
@@ -77,6 +80,13 @@ def ask(what: str, paths: list[Path], **how: object) -> Iterator[tuple[dict, np.
             yield from decoder.answers(request, limits)
     finally:
         _give(decoder)
+
+
+def _too_much(path: str, count: int, array: np.ndarray, limits: Limits) -> BadInput:
+    size = " x ".join(map(str, array.shape[1::-1]))
+    return BadInput(f"{path} is too much to read at once: {count} pictures, the last of {size} pixels, are more than "
+                    f"{limits.whole / 2**30:.3g} GiB, which is the limit", "Make them smaller or fewer first; of a "
+                    "clip, cut out a part: ffmpeg -ss START -t SECONDS -i IN -c copy OUT.mp4")
 
 
 class _Gone(Exception):
@@ -146,7 +156,7 @@ class Decoder:
         self._poll.register(self.process.stdout, select.POLLIN)
 
     def answers(self, request: Mapping, limits: Limits) -> Iterator[tuple[dict, np.ndarray | None]]:
-        self.between = heard = False
+        self.between, heard, total, count = False, False, 0, 0
         path, seconds = request["paths"][0], request["limits"]["seconds"]
         until = time.monotonic() + seconds
         try:
@@ -162,6 +172,9 @@ class Decoder:
                     self.between = self.served = True
                     return
                 if "path" not in facts:
+                    count, total = count + 1, total + (0 if array is None else array.nbytes)
+                    if total > limits.whole:
+                        raise _too_much(path, count, array, limits)
                     yield facts, array
         except TimeoutError:
             raise BadInput(f"{path} took longer to decode than {seconds:.3g} s, which is the limit", PLAIN) from None

@@ -89,6 +89,9 @@ def _answers(request: dict) -> Iterator[tuple[dict, np.ndarray | None]]:
             size = tuple(request["size"]) if request["size"] else None
             for number, picture in reading.frames(path, request["at"], size, request["partial"]):
                 yield {"number": number}, picture
+        elif what == "strip":
+            for number, picture in reading.read_strip(path):
+                yield {"number": number}, picture
         elif what == "pictures":
             yield {"count": reading.count_pictures(path) if reading.is_picture(path) else 0}, None
         else:

@@ -103,7 +103,7 @@ def read_animation(path: Path, numbers: Sequence[int] | None = None, *, partial:
     picture as the only one; each once, ascending, one held at a time. numbers: which (default: all)."""
     with opened(path, partial=partial) as picture:
         begin, end = _span(path, picture, partial)
-        primaries, strip = _primaries(path, picture), _strip(picture)
+        primaries, strip = _primaries(path, picture), strip_of(picture)
         wanted = range(strip or end - begin) if numbers is None else sorted(set(numbers))
         if strip:
             frames = np.split(to_srgb(picture, primaries), strip, 1)
@@ -117,7 +117,7 @@ def read_animation(path: Path, numbers: Sequence[int] | None = None, *, partial:
 def count_pictures(path: Path, *, partial: bool = False) -> int:
     with opened(path, partial=partial) as picture:
         begin, end = _span(path, picture, partial)
-        return _strip(picture) or end - begin
+        return strip_of(picture) or end - begin
 
 
 def animation_times(path: Path, *, partial: bool = False) -> np.ndarray | None:
@@ -206,7 +206,7 @@ def _whole_apng(png: bytes) -> tuple[int, bool]:
     return max(0, count - 1), True                         # the last one begun may lack some
 
 
-def _strip(picture: Image.Image) -> int:
+def strip_of(picture: Image.Image) -> int:
     """Frames side by side in a PNG, as we note it; 0: it is none."""
     noted = str(picture.info.get(STRIP, "")) if picture.format == "PNG" else ""
     count = int(noted) if noted.isdecimal() and len(noted) < 7 else 0

@@ -13,9 +13,19 @@ from .containers import look
 from .decode import frames_of
 from .errors import BadInput
 from .framing import fit_size
-from .pictures import animation_times, beginning, count_pictures, is_picture, read_animation, read_mask, read_photo
+from .pictures import (
+    animation_times,
+    beginning,
+    count_pictures,
+    is_picture,
+    opened,
+    read_animation,
+    read_mask,
+    read_photo,
+    strip_of,
+)
 
-__all__ = ["count_pictures", "extent", "frames", "is_picture", "read_mask", "read_photo"]
+__all__ = ["count_pictures", "extent", "frames", "is_picture", "read_mask", "read_photo", "read_strip"]
 
 
 def extent(path: Path, partial: bool = False) -> tuple[np.ndarray | None, int, int]:
@@ -40,3 +50,12 @@ def frames(path: Path, at: Sequence[int] | None = None, size: Sequence[int] | No
         raise BadInput(f"{path} holds {count} frames, there is no frame {far[0]}", f"The last one is {count - 1}")
     for number, picture in frames_of(film, numbers) if film else read_animation(path, numbers, partial=partial):
         yield number, fit_size(picture[None], size)[0] if size else picture
+
+
+def read_strip(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W, 3)) of the frames in a strip of video.write_frames. Raises BadInput for any other file."""
+    with opened(path) as picture:
+        count = strip_of(picture)
+    if not count:
+        raise BadInput(f"{path} is no strip of frames as `sample` writes it", "Delete it, and make the sample again")
+    yield from read_animation(path)

@@ -53,7 +53,7 @@ from .paths import head_of, is_folder, reached, to_png
 from .store import replacing
 
 __all__ = ["ANIMATIONS", "PICTURES", "Extent", "clip_times", "count_pictures", "enlarge", "extent", "list_images",
-           "natural", "photos_of", "read_clip", "read_images", "read_mask", "read_masks", "write_frames",
+           "natural", "photos_of", "read_clip", "read_frames", "read_images", "read_mask", "read_masks", "write_frames",
            "write_images", "write_masks", "write_video"]
 SHOWN = 256                                      # pixels: smaller videos are enlarged to at least this short side
 
@@ -111,6 +111,14 @@ def read_clip(path: Path | str, *, at: Sequence[int] | None = None, size: tuple[
         "frames", [path], at=None if at is None else sorted(set(wanted)), size=size, partial=partial)}
     numbers = list(held) if at is None else wanted
     return np.stack([held[number] for number in numbers]) if numbers else np.zeros((0, *(size or (0, 0)), 3), np.uint8)
+
+
+def read_frames(path: Path | str) -> np.ndarray:
+    """What write_frames left -> (F, H, W, 3) uint8. Raises BadInput for any other file, whatever it is called: a small
+    clip may unfold to more than memory holds."""
+    path = Path(path)
+    head_of(path)
+    return np.stack([picture for _, picture in ask("strip", [path])])
 
 
 def count_pictures(path: Path | str) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from ..backbones import identity_of
 from ..core.report import Report, silent
 from ..core.store import write
-from ..core.video import read_clip
+from ..core.video import read_frames
 from ..core.workspace import Workspace
 from ..options import SampleOptions, resolve
 from ..orders import sample_plans
@@ -106,7 +106,7 @@ def measure(project: Workspace, casts: Sequence[Sequence[str]] = CASTS, *, devic
                               motion=order.motion, seed=seed, base=base, names=[name])[0]
                  for seed, name in zip(SEEDS, names)]
         for seed, made in zip(SEEDS, make_samples(project, plans, device=device)):
-            seen = find(read_clip(made.folder / "frames.png"), list(order.looks))
+            seen = find(read_frames(made.folder / "frames.png"), list(order.looks))
             worst = followed([one.path for one in seen], order.paths) if order.paths else (None, None)
             lines.append({"part": order.part, "what": order.what, "prompt": order.prompt, "seed": seed,
                           "paths": worst[0], "moved": worst[1],

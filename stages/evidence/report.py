@@ -18,7 +18,7 @@ import numpy as np
 from ..core.errors import MissingPrerequisite
 from ..core.foreign import read_json
 from ..core.sheets import contact_sheet
-from ..core.video import read_clip
+from ..core.video import read_frames
 from ..core.workspace import Workspace
 from ..metrics.stats import Interval, difference, interval
 from ..option_tables import fill
@@ -184,7 +184,7 @@ def sheets(project: Workspace, lines: Sequence[Line], folder: Path, seed: int = 
         drawn = [those[k] for k in sorted(rng.permutation(len(those))[:DRAWN])]
         rows = [(f"{line['cast']}, {line['motion']}, {line['prompt']}, seed {line['seed']}"
                  + (f": {line.get(J + 'reasons')}" if not wanted else ""),
-                 read_clip(project.root / str(line["sample"]) / "frames.png")) for line in drawn]
+                 read_frames(project.root / str(line["sample"]) / "frames.png")) for line in drawn]
         if rows:
             contact_sheet(rows, folder / f"{name}.png", scale=2)
 

@@ -13,7 +13,7 @@ from ..core.framing import fit_size
 from ..core.settings import SAMPLE, did_you_mean
 from ..core.stage import natural
 from ..core.takes import read_take, read_track
-from ..core.video import read_clip
+from ..core.video import read_frames
 from ..core.workspace import Workspace
 from ..photos import Photo, read_photos
 from .pictures import Picture, Sheet, drawn, fitting, picture, sheet
@@ -115,7 +115,7 @@ def read_video(project: Workspace, name: str) -> Video:
     try:
         manifest = project.manifest(folder / "sample.json") or {}
         if (folder / "frames.png").is_file():
-            seen = sheet(read_clip(folder / "frames.png"))
+            seen = sheet(read_frames(folder / "frames.png"))
         else:
             missing = "it has no video: it failed, or was never finished"
     except VideomageError as error:
