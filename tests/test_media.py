@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import zlib
@@ -750,6 +751,40 @@ KINDS = {"mp4": ("libx264", FAST), "mkv": ("libx264", {}), "flv": ("libx264", {}
 def made(end: str, **how):
     codec, options = KINDS[end]
     return lambda d: film(d / f"a.{end}", noisy(), codec, **options, **how)
+
+
+PAL = {"rate": 25, "base": Fraction(1, 25)}
+CUTS = {**KINDS, "mxf": ("mpeg2video", PAL), "ogv": ("libvpx", {}), "ivf": KINDS["webm"], "mpg": ("mpeg2video", PAL),
+        "ts": ("libx264", {}), "y4m": ("rawvideo", {}),
+        "mov": ("libx264", {"wrap": {"movflags": "dash+frag_every_frame+global_sidx+empty_moov"}})}
+FULL = {"mpg", "ts", "y4m"}             # where nothing says how many frames there are: cut between them they are whole
+
+
+def parcels(path: Path) -> list[tuple[int, int]]:
+    """(place, length) of the packets of a program stream, which are cut without regard to frames."""
+    places = [found.start() for found in re.finditer(b"\0\0\1\xe0", path.read_bytes())]
+    return [(place, following - place) for place, following in zip(places, places[1:])]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5])
+@pytest.mark.parametrize("end", CUTS)
+def test_what_is_cut_off_is_missed_before_any_frame_is_decoded(end, where, tmp_path):
+    """Between two packets and within one: a part of the clip is not taken for the whole, even where only its first
+    seconds are wanted. No kind is in silence but FULL, cut between packets (docs/reliability.md)."""
+    codec, options = CUTS[end]
+    path = film(tmp_path / f"a.{end}", noisy(), codec, **options)
+    assert video.extent(path).of == video.extent(path).count == 24
+    parts = parcels(path) if end == "mpg" else packets(path)
+    place, size = parts[len(parts) // 2]
+    path.write_bytes(path.read_bytes()[:place + int(size * where)])
+    if where or end not in FULL:
+        with pytest.raises(BadInput, match=rf"a.{end} is damaged: decoded \d+ of \d+ frames|a.{end} is no video"):
+            video.extent(path)
+    else:
+        assert video.extent(path).count < 16
+    if end != "mp4":
+        there = video.extent(path, partial=True)
+        assert 0 < there.count < 16 and len(video.read_clip(path, at=[0], partial=True)) == 1
 
 
 DROPPED = {"times": [*range(8), *range(20, 36)], "base": Fraction(1, 25), "rate": 25}

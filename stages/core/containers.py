@@ -30,7 +30,7 @@ LOST = "Give a video file; if this should be one, copy it again"
 AGAIN = ("Copy it again; --allow-partial takes the frames before the damage; to keep all that can be decoded: ffmpeg "
          "-i IN -c:v libx264 -crf 12 OUT.mp4")
 HD = 720                                                   # lines: untagged video from there is BT.709, else BT.601
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,mxf,nut,ivf,dv,yuv4mpegpipe"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,mxf,ivf,dv,yuv4mpegpipe"
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}            # of H.273, that can be converted; 6 is 5
 UNSAID = ((0, 2), (0,))                                    # H.273: RGB (of YUV an error), unspecified; libav's range
 

@@ -1,10 +1,13 @@
 """Where a video file breaks off, or holds bytes that are none of its own, by the skeleton of its container.
 
-Matroska and transport streams do not say how many frames they have, and libav goes on behind a hole as if nothing had
-been there. So the chain of their elements, or packets, is followed from end to end; what they hold is not looked at.
+Matroska, Ogg, program and transport streams do not say how many frames they have, and libav goes on behind a hole as if
+nothing had been there. So the chain of their elements, pages or packets is followed from end to end; what they hold is
+not looked at. Ogg marks the last page of a stream, and ASF says how many bytes it has; the end of a program or a
+transport stream is where it ends.
 """
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,12 +22,13 @@ KNOWN = {0x1A45DFA3, SEGMENT, CLUSTER, TRACKS, 0x114D9B74, 0x1549A966, 0x1C53BB6
 MOST = 1 << 12                             # bytes of an element that are looked at
 SYNC, LENGTHS = 0x47, (188, 192, 204)      # of a transport stream's packets: plain, a time before each, parity behind
 AT_ONCE = 1 << 16                          # packets that are looked at together
+PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")       # of an ASF file, among the first objects
 
 
 def broken_at(path: Path, family: str) -> int | None:
     """The place of the first byte that is not as it should be, in a file of this format; None: there is none, or this
     format is not looked through."""
-    look = {"matroska": _matroska, "mpegts": _transport}.get(family)
+    look = {"matroska": _matroska, "mpegts": _transport, "mpeg": _program, "ogg": _ogg, "asf": _asf}.get(family)
     return look(path) if look else None
 
 
@@ -105,6 +109,47 @@ def _transport(path: Path) -> int | None:
             return begin + int(bad[0]) * length
     rest = (size - first) % length
     return size - rest if 0 < rest < 188 else None
+
+
+def _program(path: Path) -> int | None:
+    """Of packs and packets (ISO 13818-1, 2.5.3) after their lengths; behind what is neither it is not gone on."""
+    end, place = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while place < end:
+            file.seek(place)
+            head = file.read(14).ljust(14, b"\0")
+            if head[:3] != b"\0\0\1" or head[3] < 0xB9:
+                return None
+            length = 4 if head[3] == 0xB9 else 6 + int.from_bytes(head[4:6], "big")
+            if head[3] == 0xBA:
+                length = 14 + (head[13] & 7) if head[4] >> 6 == 1 else 12
+            if place + length > end:
+                return place
+            place += length
+    return None
+
+
+def _ogg(path: Path) -> int | None:
+    """Of pages (RFC 3533, 6); of every stream the last one is marked as such."""
+    end, place, going = path.stat().st_size, 0, {}
+    with path.open("rb") as file:
+        while place < end:
+            file.seek(place)
+            head = file.read(27)
+            table = file.read(head[26]) if len(head) == 27 and head[:4] == b"OggS" else None
+            if table is None or len(table) < head[26] or place + 27 + len(table) + sum(table) > end:
+                return place
+            going[head[14:18]] = not head[5] & 4
+            place += 27 + len(table) + sum(table)
+    return end if any(going.values()) else None
+
+
+def _asf(path: Path) -> int | None:
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        said = file.read(1 << 16).partition(PROPERTIES)[2][24:76].ljust(52, b"\0")      # behind its length and a number
+    size, flags = struct.unpack("<Q40xI", said)
+    return end if end < size and not flags & 1 else None                     # 1: it was sent while it was made
 
 
 def missing(times: np.ndarray) -> int:

@@ -35,7 +35,8 @@ class Packet(NamedTuple):
 class Listed(NamedTuple):
     """packets: the shown ones from the first key on. begins: that key's pts. frame: the first decoded. end: of the last
     packet of any stream, seconds. stamps: pts of every frame, by decoding, where packets may be half frames. back: the
-    decoding times decrease somewhere, which few sound files do. hidden: an edit leaves some packets out."""
+    decoding times decrease somewhere, which few sound files do. hidden: an edit leaves some packets out. torn: the file
+    ends within one more packet."""
 
     packets: list[Packet]
     begins: int | None
@@ -44,6 +45,7 @@ class Listed(NamedTuple):
     stamps: list | None
     back: bool
     hidden: bool
+    torn: bool
 
 
 def family(container) -> str:
@@ -73,7 +75,7 @@ def decoded(context, packet) -> list:
 
 def listed(path: Path, container, stream) -> Listed:
     """All packets are read. Decoded is one frame, or all where packets may be half frames: H.264 fields outside mp4."""
-    packets, first, end, stamps, halves, hidden = [], None, 0.0, [], False, False
+    packets, first, end, stamps, halves, hidden, last = [], None, 0.0, [], False, False, None
     codec, plain = stream.codec_context.name, family(container) in INDEXED
     stream.codec_context.options = BOUNDS
     for packet in demuxed(container):
@@ -89,15 +91,31 @@ def listed(path: Path, container, stream) -> Listed:
             if len(packets) > LONGEST:
                 raise BadInput(f"{path} holds more than {LONGEST} frames", PART)
             hidden |= packet.is_discard
+            last = packet
         if first is None or halves:
             for frame in decoded(stream.codec_context, packet):
                 first = first or frame
                 stamps.append(frame.pts)
             halves = first is not None and first.interlaced_frame and codec == "h264" and not plain
+    torn = last is not None and _torn(path, last, family(container))
+    if torn and family(container) != "yuv4mpegpipe":
+        packets.pop()
     begin = next((n for n, packet in enumerate(packets) if packet.key), 0)
     begins = packets[begin].pts if packets else None
     shown = [packet for packet in packets[begin:] if packet.shown]
-    return Listed(shown, begins, first, end, stamps if halves else None, _goes_back(packets, family(container)), hidden)
+    return Listed(shown, begins, first, end, stamps if halves else None, _goes_back(packets, family(container)), hidden,
+                  torn)
+
+
+def _torn(path: Path, last, kind: str) -> bool:
+    """Whether the file ends within a packet: libav marks it, but fills it up in DV, and leaves it out in y4m."""
+    if kind not in ("dv", "yuv4mpegpipe"):
+        return last.is_corrupt
+    with path.open("rb") as file:
+        file.seek(last.pos)
+        mark = len(file.readline(1 << 10)) if kind != "dv" else 0
+    rest = path.stat().st_size - last.pos - mark - last.size
+    return rest < 0 if kind == "dv" else rest > 0
 
 
 def _goes_back(packets: list[Packet], kind: str) -> bool:
@@ -156,15 +174,17 @@ def promised(path: Path, container, stream, found: Listed, times: Sequence[float
         count = stream.frames
     if family(container) == "avi" and count > len(found.packets):
         count -= _empty(path, stream.index)
-    return max(count, len(times) + _lacking(container, times, found.end))
+    lacking = _lacking(container, times, found.end) if family(container) != "mov" or not stream.frames else 0
+    return max(count, len(times) + lacking + found.torn)
 
 
 def _lacking(container, times: Sequence[float], end: float) -> int:
     """Frames by which a header that only says how long the file is promises more, if by more than the longest frame."""
-    if family(container) not in ("matroska", "flv", "asf") or not container.duration or len(times) < 2:
+    if family(container) not in ("matroska", "flv", "asf", "mxf", "mov") or not container.duration or len(times) < 2:
         return 0
-    lacking = container.duration / av.time_base - end
-    if lacking < 1.5 * np.diff(times).max() + 0.01:
+    steps = np.diff(times)
+    lacking = container.duration / av.time_base - (end or times[-1] + steps[-1])       # MXF may tell no times
+    if lacking < 1.5 * steps.max() + 0.01:
         return 0
     return max(1, round(lacking * (len(times) - 1) / times[-1]))
 

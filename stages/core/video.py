@@ -28,7 +28,8 @@ file is decoded in a process apart (apart.py), with limits on time, memory, pixe
     another kind than its name  what its content says: a photo named .mp4 is a clip of one frame
     several pictures            refused where one photo is wanted; the depth map behind a phone's JPEG is left alone
     a clock that jumps back     (transport streams joined by cat) refused, with the number of the frame
-    a hole in mkv, webm, ts     refused, where the chain of elements or packets breaks (gaps.py); libav goes on behind
+    a hole in mkv, webm, ts,    refused, where the chain of elements, packets or pages breaks (gaps.py); libav goes on
+    mpg, ogv                    behind
     frames after a damaged one  refused up to the next key frame, and those before that lean on it (order.py)
     over 134 million pixels     refused, as photo or frame; over a million frames, too
     damage, HEIC, playlists,    refused by name, with the number of frames that can be decoded, or with what to do
