@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import formats, store
 from .errors import VideomageError
+from .foreign import loads
 from .report import Report, silent
 from .saving import save_tensors
 from .tensors import checksum, read_tensors
@@ -75,8 +76,8 @@ class Checkpoints:
             try:
                 if meta.get("identity") != self.identity:
                     continue
-                formats.number(json.loads(meta.get(FORMAT, "1")), formats.CHECKPOINT, f"the checkpoint {path}")
-                curve = json.loads(meta["curve"])
+                formats.number(loads(meta.get(FORMAT, "1")), formats.CHECKPOINT, f"the checkpoint {path}")
+                curve = loads(meta["curve"])
                 if meta.get("crc32", checksum(tensors)) != checksum(tensors):                # the first ones had none
                     raise ValueError("its checksum is another")
                 self._load(tensors)
