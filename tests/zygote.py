@@ -88,7 +88,8 @@ def _obey(order: dict, writing: int) -> None:
         code = 0
     except BaseException as error:
         known = refusal(error)                                          # as the command line would tell it
-        code, said = known.exit_code if known else OTHER, f"{type(error).__name__}: {known or error} ({error.__cause__!r})"
+        code = known.exit_code if known else OTHER
+        said = f"{type(error).__name__}: {known or error} ({error.__cause__!r})"
     with suppress(OSError):
         os.write(writing, said.encode())
     os._exit(code)
