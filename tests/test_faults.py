@@ -115,7 +115,7 @@ def test_killed_at_every_operation(case, calm, survived):
         survived(f"killed at an operation: {case.stage}", f"{number}: {which}")
         first = which not in found
         found.add(which)
-        if number % 5 == 0 or first:                                        # and the same command again makes it whole
+        if number % 10 == 0 or first:                                       # and the same command again makes it whole
             code, said = case.run()
             assert code == 0 and case.holds_one() == "new", said
         renew(case, calm)
@@ -126,9 +126,9 @@ def test_killed_at_every_operation(case, calm, survived):
 @pytest.mark.parametrize("case", MAKE, indirect=True)
 @pytest.mark.parametrize("what", ["EIO", "ENOSPC"])
 def test_operations_fail(case, calm, survived, what):
-    """Every third, and of a full disk every third after it. The error is told, with the exit code of a full disk where
-    it is one; or it did not matter (the cache)."""
-    for number in itertools.count(1 if what == "EIO" else 2, 3):
+    """Every fourth, and of a full disk every fourth from the third. The error is told, with the exit code of a full
+    disk where it is one; or it did not matter (the cache)."""
+    for number in itertools.count(1 if what == "EIO" else 3, 4):
         code, said = case.run(failpoint=f"{what}@{number}")
         which = case.holds_one()
         if code == 0 and number > 15 and not _reached(case, what, number):

@@ -211,11 +211,11 @@ class Project(RuleBasedStateMachine):
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 TestProject = Project.TestCase
-TestProject.settings = settings(max_examples=12, stateful_step_count=25, deadline=None, derandomize=True,
+TestProject.settings = settings(max_examples=8, stateful_step_count=25, deadline=None, derandomize=True,
                                 suppress_health_check=QUIET)
 
 
 @pytest.mark.faults
 class TestProjectAtLength(Project.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=40, deadline=None, derandomize=True,
+    settings = settings(max_examples=30, stateful_step_count=40, deadline=None, derandomize=True,
                         suppress_health_check=QUIET)
