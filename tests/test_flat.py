@@ -1,5 +1,5 @@
-"""Nothing grows with the number of steps: what is alive after 20 is alive after 100 of learning, and after 200 of
-sampling (60 with low memory)."""
+"""Nothing grows with the number of steps: what is alive after 20 is alive after 100 (60 of sampling with low
+memory)."""
 from __future__ import annotations
 
 import gc
@@ -30,7 +30,7 @@ SMALLEST = Size(Video(2, 8, 16, 16),
                      down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3),
                 dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1), rank=2, length=10)
 
-LEARNED = 100
+MANY = 100
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ class Marks:
 def learn_subject(backbone, report) -> None:
     clips = [("a red circle", latents(backbone))]
     learn_subject_tensors(backbone, latents(backbone, 1), "toy", "circle", clips,
-                          LearnSubjectOptions(steps=LEARNED, rank=2, uncaptioned=0.25), report=report)
+                          LearnSubjectOptions(steps=MANY, rank=2, uncaptioned=0.25), report=report)
 
 
 def learn_motion(backbone, report) -> None:
     learn_motion_tensors(backbone, latents(backbone), vectors(backbone), vectors(backbone),
-                         LearnMotionOptions(steps=LEARNED, rank=2), report=report)
+                         LearnMotionOptions(steps=MANY, rank=2), report=report)
 
 
 def fuse(backbone, report) -> None:
@@ -70,23 +70,23 @@ def fuse(backbone, report) -> None:
     teachers = [Teacher(name, torch.empty(0), random_lora(backbone.denoiser, backbone.targets("subject")), both,
                         latents(backbone)) for name in ("dog", "toy")]
     group = Group(("dog", "toy"), latents(backbone), torch.zeros(1, 2, 2, 16, 16), both, (range(2, 3), range(5, 6)))
-    fuse_loras(backbone, teachers, [group], FuseOptions(steps=LEARNED), report=report)
+    fuse_loras(backbone, teachers, [group], FuseOptions(steps=MANY), report=report)
 
 
 @pytest.mark.parametrize("learn", [learn_subject, learn_motion, fuse])
 def test_100_steps_of_learning_hold_what_20_held(folder, learn):
     backbone = RandomBase(SMALLEST, folder)
     with LiveBytes() as live:
-        marks = Marks(live, 20, LEARNED)
+        marks = Marks(live, 20, MANY)
         learn(backbone, marks)
     assert marks.flat() and marks.found[0][0] > 0
 
 
-@pytest.mark.parametrize(("tau", "low_memory"), [(0, False), (200, False), (200, True)])
+@pytest.mark.parametrize(("tau", "low_memory"), [(0, False), (MANY, False), (MANY, True)])
 def test_many_steps_of_sampling_hold_what_20_held(folder, tau, low_memory):
     backbone = RandomBase(SMALLEST, folder, low_memory=low_memory)
     loras = {who: random_lora(backbone.denoiser, backbone.targets(who)) for who in ("subject", "motion")}
-    steps = 60 if low_memory else 200                                 # which computes most of it twice, row by row
+    steps = 60 if low_memory else MANY                                # which computes most of it twice, row by row
     pair = [Branch(vectors(backbone), vectors(backbone), [range(2, 3)], who) for who in loras]
     with LiveBytes() as live, branches(backbone.denoiser, loras, merge=backbone.merges) as rows:
         marks = Marks(live, 20, steps)
