@@ -78,7 +78,7 @@ class Checkpoints:
                     continue
                 formats.number(loads(meta.get(FORMAT, "1")), formats.CHECKPOINT, f"the checkpoint {path}")
                 curve = loads(meta["curve"])
-                if meta.get("crc32", checksum(tensors)) != checksum(tensors):                # the first ones had none
+                if "crc32" in meta and meta["crc32"] != checksum(tensors):                   # the first ones had none
                     raise ValueError("its checksum is another")
                 self._load(tensors)
             except (KeyError, ValueError, RuntimeError) as damage:

@@ -25,10 +25,12 @@ from functools import cache
 from pathlib import Path
 
 from .errors import Interrupted, Locked
+from .foreign import read_json
 from .report import Report, asked_to_stop, silent
 
 POLL_SECONDS = 0.2
-LONGEST_COMMAND = 120
+LONGEST_COMMAND = 120                      # characters
+LONGEST_RECORD = 2**14                     # bytes
 _numbers = itertools.count()
 
 
@@ -99,8 +101,8 @@ def records(path: Path) -> dict[Path, Owner]:
     """{file: owner} of a lock's records that can be read."""
     found = {}
     for file in sorted(path.parent.glob(f"{path.name}.*")):
-        with suppress(OSError, ValueError, TypeError, RecursionError):
-            found[file] = Owner(**json.loads(file.read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError, TypeError):
+            found[file] = Owner(**read_json(file, LONGEST_RECORD))
     return found
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from .borders import border_of, inside
 from .errors import BadInput, Locked, OutOfResources, Refused
+from .foreign import read_json
 from .lock import here, locked, started, sweep
 
 READY = "ready"                                # the folder of a finished artefact that is being moved into place
@@ -181,10 +182,10 @@ def carry_out(root: Path, ready: Path) -> None:
     """Step 3, and the end of `ready` with the folder it is in; may be begun again after a crash anywhere in it. Raises
     BadInput or Refused for a `.commit` that is not ours: it leads outside, or is damaged."""
     try:
-        task = json.loads((ready / COMMIT).read_text(encoding="utf-8"))
+        task = read_json(ready / COMMIT)
         folder, manifest = (_within(root, task[key]) for key in ("folder", "manifest"))
         gone = [_within(root, f"{task['folder']}/{name}") for name in task["gone"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as damage:
+    except (OSError, ValueError, KeyError, TypeError) as damage:
         raise BadInput(f"{ready} is damaged ({type(damage).__name__})", "delete that folder") from damage
     there = sorted(ready.rglob("*"))
     if link := next((path for path in there if path.is_symlink()), None):      # moved, it would lead elsewhere
