@@ -42,8 +42,14 @@ def test_the_grid_is_the_experiment(project):
     whole = {name: n for name, n in counts.items() if name.startswith(("full", "("))}
     assert set(whole.values()) == {8 * 4 * 2 * 3}
     assert {re.match(r"\((.)\)", name)[1] for name in whole if name != "full"} == set("abcdefghiklmnp")
-    assert {name.split("=")[0] for name in counts.keys() - whole.keys()} == {
+    third = [row for row in grid.rows if row.name not in whole]
+    assert {counts[row.name] for row in third} == {2 * 4 * 2 * 3}
+    assert {row.name.split("=")[0] for row in third if "." in row.name} == {
         "learn-subject.lambda1", "fuse.lambda2", "learn-motion.w", "sample.alpha", "sample.tau"}
+    assert {row.name: row.against for row in third if "." not in row.name} == {
+        "the clip's own noise": None, "the clip's own noise, w = 0": "the clip's own noise",
+        "the clip's own noise, no motion LoRA": "the clip's own noise",
+        "no L_mix": None, "no L_mix, lambda2 = 0": "no L_mix"}
     asked = next(cell for cell in grid.cells if (cell.row, len(cell.cast)) == ("(n) roles exchanged", 3))
     assert asked.text == "a <pet> is chasing a <gem> and a <toy> in the snow" and asked.clip == "chase-3"
     grids.read(project, project.root / "evidence-quick.yaml")
@@ -65,7 +71,7 @@ def lines_of(rows):
     out = []
     for row, good in rows.items():
         for cast, motion, prompt, seed in product((*DEVELOPMENT, *CONFIRMATION), MOTIONS, PROMPTS, SEEDS):
-            line = dict(row=row, cast="+".join(cast), motion=motion, prompt=prompt, seed=seed, sample=None, why="")
+            line = dict(row=row, against=None if row == "full" else "full", cast="+".join(cast), motion=motion, prompt=prompt, seed=seed, sample=None, why="")
             verdict = good(cast, motion, prompt, seed)
             if verdict is None:
                 out.append(line | {"state": "failed", "success": False, "why": "sample x: broken"})
@@ -95,6 +101,29 @@ def test_a_row_is_compared_on_its_own_cells_and_what_failed_counts():
     assert full[8] == "50%" and less[8] == "17%", "the place is read off each video, and a missing one has none"
     assert less[9] == "0.67" and full[9] == "0.00", "a video that is not there is no better for leaking nothing"
     assert less[-1] == "-33% (-33% to -33%)"
+
+
+def test_a_row_that_names_another_is_compared_with_that_one():
+    lines = [line | {"against": "less"} if line["row"] == "least" else line for line in lines_of({
+        "full": lambda cast, motion, place, seed: True, "less": lambda cast, motion, place, seed: seed < 2,
+        "least": lambda cast, motion, place, seed: seed < 1})]
+    table = report.headline(lines, None)
+    assert table.splitlines()[0].endswith("| success, against full |")
+    assert [row[-1] for row in cells_of(table)] == [
+        "", "-33% (-33% to -33%)", "-33% (-33% to -33%), against less"]
+
+
+def test_rows_of_fewer_videos_stand_beside_the_first_of_the_same(project):
+    grid = grids.read(project, project.root / "evidence.yaml")
+    third = [row.name for row in grid.rows if row.only]
+    lines = [line for line in lines_of({name: lambda cast, motion, place, seed: cast == ("leaf", "cup")
+                                        for name in ("full", "(h) beta = 1", third[0])})
+             if line["row"] != third[0] or line["cast"] in ("gem+drum", "leaf+cup")]
+    whole, fewer = report.parted(lines, grid)
+    assert [row[:3] for row in cells_of(report.headline(whole, None))] == [
+        ["full", "192", "12% (0% to 38%)"], ["(h) beta = 1", "192", "12% (0% to 38%)"]]
+    assert [row[:2] + row[-1:] for row in cells_of(report.headline(fewer, None))] == [
+        ["full", "48", ""], [third[0], "48", "+0% (+0% to +0%)"]]
 
 
 def test_why_and_where_it_fails():

@@ -99,6 +99,8 @@ def test_options_of_a_row_lie_over_the_grids_and_those_over_the_projects(project
     ({"rows": {"a": {"sample": {"count": 2}}}}, "seeds"),
     ({"rows": {"a": {"preset": "papr"}}}, "did you mean 'paper'"),
     ({"rows": {"a": {"only": {"casts": ["toy+gem"]}}}}, "there is no 'toy+gem'"),
+    ({"rows": {"full": {}, "a": {"against": "ful"}}}, "did you mean 'full'"),
+    ({"rows": {"full": {}, "a": {"against": "a"}}}, "no other row 'a'"),
     ({"sweeps": {"beta": [1]}}, "learn-subject.lambda1"),
     ({"sweeps": {"sample.beta": [0, 7]}}, "0 to 1"),
     ({"name": "variants"}, "another name"),

@@ -3,7 +3,8 @@
     DOCS/evidence.md     its tables, between marks; what stands around them is written by hand and stays
     DOCS/evidence/       results.csv, a line per video; sheets of videos drawn at random
 
-A row is compared with the first one ("full") on the cells that both attempted: the same cast, clip, prompt and seed.
+A row is compared with the first one ("full"), or with the one that it names, on the cells that both attempted: the
+same cast, clip, prompt and seed.
 Intervals are bootstraps over casts and motions (metrics/stats.py).
 """
 from __future__ import annotations
@@ -30,7 +31,7 @@ from . import CONFIRMATION, DEVELOPMENT, alone
 
 Line = Mapping[str, object]
 SPLITS = {"confirmation": CONFIRMATION, "development": DEVELOPMENT}
-KEPT = ("row", "cast", "motion", "prompt", "seed", "state", "success", "judged.oracle.success",
+KEPT = ("row", "against", "cast", "motion", "prompt", "seed", "state", "success", "judged.oracle.success",
         "judged.segmenter.success", "judged.oracle.reasons", "judged.oracle.together", "judged.oracle.identity.min",
         "judged.oracle.motion.min", "judged.oracle.binding.chance corrected", "judged.oracle.leak.max",
         "judged.oracle.place", "judged.segmenter.together", "judged.segmenter.identity.min",
@@ -76,8 +77,13 @@ def by_row(lines: Sequence[Line]) -> dict[str, dict[tuple, Line]]:
     """{row: {cell: line}}."""
     found: dict[str, dict[tuple, Line]] = {}
     for line in lines:
-        found.setdefault(str(line["row"]), {})[tuple(line[key] for key in ("cast", "motion", "prompt", "seed"))] = line
+        found.setdefault(str(line["row"]), {})[key(line)] = line
     return found
+
+
+def key(line: Line) -> tuple:
+    """What two rows have in common: two lines of one key are compared."""
+    return tuple(line[name] for name in ("cast", "motion", "prompt", "seed"))
 
 
 def estimate(lines: Sequence[Line], score: Callable[[Line], float]) -> Interval:
@@ -86,19 +92,19 @@ def estimate(lines: Sequence[Line], score: Callable[[Line], float]) -> Interval:
                     [line["motion"] for line in lines])
 
 
-def against(row: Mapping[tuple, Line], full: Mapping[tuple, Line], score: Callable[[Line], float]) -> Interval:
-    """Of row - full, on the cells of both."""
-    both = [key for key in row if key in full]
-    return difference([score(row[key]) for key in both], [score(full[key]) for key in both],
-                      [key[0] for key in both], [key[1] for key in both])
+def against(row: Mapping[tuple, Line], other: Mapping[tuple, Line], score: Callable[[Line], float]) -> Interval:
+    """Of row - other, on the cells of both."""
+    both = [name for name in row if name in other]
+    return difference([score(row[name]) for name in both], [score(other[name]) for name in both],
+                      [name[0] for name in both], [name[1] for name in both])
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 def headline(lines: Sequence[Line], split: str | None) -> str:
     """A row of the table for each row of the grid, on one split or (None) on all casts."""
     rows = by_row([line for line in lines if split in (None, split_of(line))])
-    full = next(iter(rows.values()), {})
-    out = [["row", "n", *SCORES, "success, against full"]]
+    first = next(iter(rows), None)
+    out = [["row", "n", *SCORES, f"success, against {first}"]]
     for name, cells in rows.items():
         own = list(cells.values())
         cell = [name, str(len(own)), percent(estimate(own, SCORES["success"]))]
@@ -106,8 +112,20 @@ def headline(lines: Sequence[Line], split: str | None) -> str:
             share = column in ("all in sight", "margins > 0", "roles right", "place right")
             value = float(np.mean([score(line) for line in own]))
             cell.append(f"{value:.0%}" if share else f"{value:.2f}")
-        out.append([*cell, "" if cells is full else percent(against(cells, full, SCORES["success"]), signed=True)])
+        other = own[0]["against"]
+        compared = percent(against(cells, rows[other], SCORES["success"]), signed=True) if other in rows else ""
+        out.append([*cell, compared + (f", against {other}" if compared and other != first else "")])
     return markdown(out)
+
+
+def parted(lines: Sequence[Line], grid: grids.Grid) -> tuple[list[Line], list[Line]]:
+    """Those of the rows that have every cell of the first, and those of rows of fewer with the first's of the same."""
+    count = {row.name: sum(cell.row == row.name for cell in grid.cells) for row in grid.rows}
+    first = grid.rows[0].name
+    whole = [line for line in lines if count[str(line["row"])] == count[first]]
+    fewer = [line for line in lines if count[str(line["row"])] < count[first]]
+    keys = {key(line) for line in fewer}
+    return whole, [line for line in whole if line["row"] == first and key(line) in keys] + fewer
 
 
 def paper(lines: Sequence[Line]) -> str:
@@ -191,7 +209,8 @@ def sheets(project: Workspace, lines: Sequence[Line], folder: Path, seed: int = 
 
 def report(project: Workspace, grid: Path, docs: Path) -> Path:
     """Write all that. Raises MissingPrerequisite where no cell has been attempted."""
-    lines = collect(Store(project, grids.read(project, grids.find(project, grid))))
+    wanted = grids.read(project, grids.find(project, grid))
+    lines = collect(Store(project, wanted))
     if not lines:
         raise MissingPrerequisite("no video of the grid has been made", f"Run: videomage sweep {grid}")
     folder = docs / "evidence"
@@ -199,9 +218,11 @@ def report(project: Workspace, grid: Path, docs: Path) -> Path:
     write([{key: line.get(key) for key in KEPT} for line in lines], folder / "results.csv")
     sheets(project, lines, folder)
     page = docs / "evidence.md"
-    tables = {"confirmation": lambda: headline(lines, "confirmation"),
-              "development": lambda: headline(lines, "development"), "all": lambda: headline(lines, None),
-              "where": lambda: where(lines), "paper": lambda: paper(lines), "agreement": lambda: agreement(lines),
+    whole, fewer = parted(lines, wanted)
+    tables = {"confirmation": lambda: headline(whole, "confirmation"),
+              "development": lambda: headline(whole, "development"), "all": lambda: headline(whole, None),
+              "fewer": lambda: headline(fewer, None),
+              "where": lambda: where(lines), "paper": lambda: paper(whole), "agreement": lambda: agreement(whole),
               "settings": lambda: settings(project)}
     if (project.root / "alone.json").is_file():
         tables["alone"] = lambda: alone.table(read_json(project.root / "alone.json"))

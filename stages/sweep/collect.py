@@ -12,21 +12,25 @@ from ..core.store import replacing
 from .grid import Cell
 from .store import Store
 
-OWN = ("row", "cast", "motion", "prompt", "seed", "state", "success", "sample", "seconds", "why")
+OWN = ("row", "against", "cast", "motion", "prompt", "seed", "state", "success", "sample", "seconds", "why")
 LEFT_OUT = ("sample", "prompt", "subjects", "motion")                    # of a score file: they stand in OWN
 
 
 def collect(store: Store) -> list[dict[str, object]]:
     """A flat line for each cell that is fresh or failed, all with the same columns. Scores are named by their path in
     the score file, "judged.oracle.identity.min"; a subject by its number in the prompt's roles, from 1; lists are left
-    there. Of a failed cell every score is 0, as of a video in which nothing is right."""
+    there. Of a failed cell every score is 0, as of a video in which nothing is right. against: the row whose cell of
+    the same cast, motion, prompt and seed it is compared with; None: it is of the first row."""
     lines, scores = [], {}
+    first, *others = store.grid.rows
+    against = {first.name: None} | {row.name: row.against or first.name for row in others}
     for cell, (state, why) in store.states().items():
         if state == "missing":
             continue
         made = store.sample(cell)
-        line = {"row": cell.row, "cast": "+".join(cell.cast), "motion": cell.motion, "prompt": cell.prompt,
-                "seed": cell.seed, "state": state, "success": False, "sample": None, "seconds": None, "why": why}
+        line = {"row": cell.row, "against": against[cell.row], "cast": "+".join(cell.cast), "motion": cell.motion,
+                "prompt": cell.prompt, "seed": cell.seed, "state": state, "success": False, "sample": None,
+                "seconds": None, "why": why}
         if state == "fresh":
             path = store.score_file(cell)
             if path not in scores:

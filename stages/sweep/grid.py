@@ -10,6 +10,7 @@
       no guidance: {sample: {tau: 0}}
       exchanged: {roles: exchanged, only: {casts: [0], seeds: [0]}}
       as published: {preset: paper}
+      no guidance either: {preset: paper, sample: {tau: 0}, against: as published}      default: the first row
     sweeps:
       learn-subject.lambda1: {values: [0.1, 1], only: {casts: [toy+pet]}}       a row for each value
     control: true             beside each video the same without the motion LoRA; false: none; a row may say its own

@@ -10,7 +10,7 @@ from ..options import OPTIONS
 
 ONLY_KEYS = ("casts", "motions", "prompts", "seeds")
 STAGE_KEYS = tuple(stage for stage in OPTIONS if stage != "eval")
-ROW_KEYS = ("roles", "preset", "only", "control", *STAGE_KEYS)
+ROW_KEYS = ("roles", "preset", "only", "control", "against", *STAGE_KEYS)
 Cast = tuple[str, ...]
 Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
 
@@ -18,7 +18,7 @@ Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
 @dataclass(frozen=True)
 class Row:
     """What is otherwise in this row's videos than in those of a row without anything. only: {key: what of it}. control:
-    whether its videos get one each; None: as the grid says."""
+    whether its videos get one each; None: as the grid says. against: the row it is compared with; None: the first."""
 
     name: str
     options: Given = field(default_factory=dict)
@@ -26,6 +26,7 @@ class Row:
     preset: str | None = None
     only: Mapping[str, tuple] = field(default_factory=dict)
     control: bool | None = None
+    against: str | None = None
 
 
 def mapping_in(value: object, where: str, keys: Sequence[str] | None = None) -> dict[str, object]:
@@ -116,7 +117,9 @@ def rows_in(top: Mapping[str, object], known: Mapping[str, tuple]) -> tuple[Row,
                 raise BadInput(f"{where}.{key} is {value!r}", did_you_mean(str(value), words))
         only = _only(entry.pop("only", None), where, known)
         control = truth_in(entry.pop("control", None), f"{where}.control")
-        rows.append(Row(str(name), options_in(entry, where, STAGE_KEYS), roles == "exchanged", preset, only, control))
+        against = entry.pop("against", None)
+        rows.append(Row(str(name), options_in(entry, where, STAGE_KEYS), roles == "exchanged", preset, only, control,
+                        None if against is None else str(against)))
     for name, entry in mapping_in(top.get("sweeps"), "sweeps").items():
         stage, _, option = str(name).rpartition(".")
         if stage not in STAGE_KEYS:
@@ -128,6 +131,11 @@ def rows_in(top: Mapping[str, object], known: Mapping[str, tuple]) -> tuple[Row,
                      control=control) for value in listed_in(entry.get("values"), f"{where}.values")]
     if twice := [row.name for n, row in enumerate(rows) if row.name in [other.name for other in rows[:n]]]:
         raise BadInput(f"the row '{twice[0]}' is there twice", "name one of them otherwise")
+    names = [row.name for row in rows]
+    for row in rows:
+        if row.against not in (None, *names) or row.against == row.name:
+            raise BadInput(f"rows.{row.name}.against: there is no other row '{row.against}'",
+                           did_you_mean(row.against, [name for name in names if name != row.name]))
     return tuple(rows)
 
 
