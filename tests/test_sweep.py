@@ -34,7 +34,7 @@ from stages.sweep import grid as grids
 from stages.sweep.collect import collect, write
 from stages.sweep.run import run
 from stages.sweep.schedule import Failure, Schedule
-from stages.sweep.store import counted
+from stages.sweep.store import MOST_LINE, Store, counted
 from stages.sweep.variants import named
 from stages.sweep.work import Hand, How
 from videomage_cli.app import app
@@ -118,6 +118,15 @@ def test_names_are_of_the_settings_and_tell_all_apart():
               {"learn-motion": {"template": "A {actors}." + "x" * 91}}]
     names = [named(value) for value in values]
     assert names[0] == "sample.beta=0.1" and len(set(names)) == 6 and not any(set("/ {}") & set(name) for name in names)
+
+
+def test_a_list_of_attempts_that_is_damaged_still_tells_what_it_can(project):
+    store = Store(project, grids.parse(project, {"prompts": ["a <toy>"]}, "grid"))
+    store.record([{"mark": "a", "error": "broken", "given up": True}, {"mark": "b", "error": "", "given up": False}])
+    with (store.folder / "attempts.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n" + b"[" * (MOST_LINE + 9) + b'\n{"mark": "c", "given up": true}\n{"mark": "d"')
+    store.record([{"mark": "e", "error": "broken, too", "given up": True}])
+    assert store.failures() == {"a": "broken", "e": "broken, too"}
 
 
 # -- what is made -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import STAGES
 from ..backbones import identity_of
 from ..controls import WITHOUT
-from ..core.foreign import loads
+from ..core.foreign import loads, opened
 from ..core.stage import plain
 from ..core.store import append
 from ..core.workspace import Plan, Workspace
@@ -28,6 +28,7 @@ from .variants import SHAPED_BY, Difference, Variants, differences, named, shape
 OF_TWO_BRANCHES = ("tau", "guide_every", "alpha", "alpha_motion", "beta_s", "beta_m", "guidance_motion", "motion_steps",
                    "layers")                 # options of sample that play no part where one branch runs
 OF_ONE_VIDEO = ("frames", "control")         # inputs of a score; all others it shares with those of its cast and motion
+MOST_LINE = 2**20                            # bytes of a line of attempts.jsonl; what is longer is no line of ours
 SEED = 0                                     # of all that is learned; the grid's seeds are those of the videos
 
 
@@ -193,11 +194,14 @@ class Store:
     def failures(self) -> dict[str, str]:
         """{mark: the error} of what was given up; whether it is there since, the manifests say."""
         path, found = self.folder / "attempts.jsonl", {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError, LookupError, TypeError):   # of the line at which a driver was killed
-                entry = loads(line)
-                if entry["given up"]:
-                    found[str(entry["mark"])] = str(entry["error"])
+        if not path.is_file():
+            return found
+        with opened(path) as file:
+            for line in iter(lambda: file.readline(MOST_LINE), b""):
+                with suppress(ValueError, LookupError, TypeError):   # of the line at which a driver was killed
+                    entry = loads(line)
+                    if entry["given up"]:
+                        found[str(entry["mark"])] = str(entry["error"])
         return found
 
     def states(self) -> dict[Cell, tuple[str, str]]:
