@@ -95,7 +95,8 @@ def main() -> None:
     try:
         convert(typed.source, typed.out, facts)
     except VideomageError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     print(typed.out)
 
 

@@ -147,7 +147,8 @@ def _converted(source: Path, out: Path, facts: Mapping[str, str]) -> Path:
                              "weights of one part, twice")
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it ended without a word"]
-        raise BadInput(f"the weights in {source} could not be converted: {said[-1]}", "see that the files are whole")
+        kind = Refused if done.returncode == Refused.exit_code else BadInput
+        raise kind(f"the weights in {source} could not be converted: {said[-1]}", "see that the files are whole")
     try:
         check(out, str(source))
     except BadInput:
