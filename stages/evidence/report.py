@@ -221,9 +221,10 @@ def report(project: Workspace, grid: Path, docs: Path) -> Path:
     whole, fewer = parted(lines, wanted)
     tables = {"confirmation": lambda: headline(whole, "confirmation"),
               "development": lambda: headline(whole, "development"), "all": lambda: headline(whole, None),
-              "fewer": lambda: headline(fewer, None),
               "where": lambda: where(lines), "paper": lambda: paper(whole), "agreement": lambda: agreement(whole),
               "settings": lambda: settings(project)}
+    if fewer:
+        tables["fewer"] = lambda: headline(fewer, None)
     if (project.root / "alone.json").is_file():
         tables["alone"] = lambda: alone.table(read_json(project.root / "alone.json"))
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Evidence\n" + "".join(
