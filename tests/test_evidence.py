@@ -42,7 +42,10 @@ def test_the_grid_is_the_experiment(project):
     whole = {name: n for name, n in counts.items() if name.startswith(("full", "("))}
     assert set(whole.values()) == {8 * 4 * 2 * 3}
     assert {re.match(r"\((.)\)", name)[1] for name in whole if name != "full"} == set("abcdefghiklmnp")
-    third = [row for row in grid.rows if row.name not in whole]
+    third = [row for row in grid.rows if row.name not in whole and not row.seeds]
+    (more,) = (row for row in grid.rows if row.seeds)
+    assert counts[more.name] == 4 * 4 * 2 * 5 and not set(more.seeds) & set(grid.seeds) and not more.options
+    assert {cell.cast for cell in grid.cells if cell.row == more.name} == set(CONFIRMATION)
     assert {counts[row.name] for row in third} == {2 * 4 * 2 * 3}
     assert {row.name.split("=")[0] for row in third if "." in row.name} == {
         "learn-subject.lambda1", "fuse.lambda2", "learn-motion.w", "sample.alpha", "sample.tau"}
@@ -68,7 +71,8 @@ def test_the_very_subjects_on_the_very_paths_succeed(motion, actors):
 # -- the report -------------------------------------------------------------------------------------------------------
 def lines_of(rows):
     """A line per cell; rows: {name: cell -> whether it succeeds (None: it failed to be made)}."""
-    out = []
+            line = {"row": row, "against": None if row == "full" else "full", "cast": "+".join(cast), "motion": motion,
+                    "prompt": prompt, "seed": seed, "sample": None, "why": ""}
     for row, good in rows.items():
         for cast, motion, prompt, seed in product((*DEVELOPMENT, *CONFIRMATION), MOTIONS, PROMPTS, SEEDS):
             line = dict(row=row, against=None if row == "full" else "full", cast="+".join(cast), motion=motion, prompt=prompt, seed=seed, sample=None, why="")
@@ -115,7 +119,7 @@ def test_a_row_that_names_another_is_compared_with_that_one():
 
 def test_rows_of_fewer_videos_stand_beside_the_first_of_the_same(project):
     grid = grids.read(project, project.root / "evidence.yaml")
-    third = [row.name for row in grid.rows if row.only]
+    third = [row.name for row in grid.rows if row.only and not row.seeds]
     lines = [line for line in lines_of({name: lambda cast, motion, place, seed: cast == ("leaf", "cup")
                                         for name in ("full", "(h) beta = 1", third[0])})
              if line["row"] != third[0] or line["cast"] in ("gem+drum", "leaf+cup")]
@@ -124,6 +128,9 @@ def test_rows_of_fewer_videos_stand_beside_the_first_of_the_same(project):
         ["full", "192", "12% (0% to 38%)"], ["(h) beta = 1", "192", "12% (0% to 38%)"]]
     assert [row[:2] + row[-1:] for row in cells_of(report.headline(fewer, None))] == [
         ["full", "48", ""], [third[0], "48", "+0% (+0% to +0%)"]]
+    more = [line | {"row": "more", "against": "full", "seed": 9} for line in fewer if line["row"] == "full"]
+    assert [row[-1] for row in cells_of(report.headline(whole + more, None))] == ["", "+0% (+0% to +0%)", ""], (
+        "they have no cell in common")
 
 
 def test_why_and_where_it_fails():

@@ -57,15 +57,17 @@ def cells(project, **grid):
 # -- what a grid says -------------------------------------------------------------------------------------------------
 def test_a_cell_for_each_row_cast_motion_prompt_and_seed(project):
     found = cells(project, casts=[["toy", "pet"], "gem+toy"], prompts=["{motion} at night", "<2> sees <1>"],
-                  seeds=[3, 5], rows={"full": {}, "turned": {"roles": "exchanged", "only": {"casts": [1]}}},
+                  seeds=[3, 5], rows={"full": {}, "turned": {"roles": "exchanged", "only": {"casts": [1]}},
+                                      "more": {"seeds": [7], "only": {"prompts": [0]}}},
                   sweeps={"sample.beta": {"values": [0, 0.5], "only": {"seeds": [5], "casts": ["toy+pet"]}}})
-    assert len(found) == len(set(found)) == 8 + 4 + 2 * 2
+    assert len(found) == len(set(found)) == 8 + 4 + 2 + 2 * 2
+    assert {cell.seed for cell in found if cell.row == "more"} == {7}
     texts = {(cell.row, "+".join(cell.cast), cell.prompt): cell.text for cell in found}
     assert texts["full", "toy+pet", "{motion} at night"] == "a <toy> is chasing a <pet> at night"
     assert texts["turned", "gem+toy", "{motion} at night"] == "a <toy> is chasing a <gem> at night"
     assert texts["full", "gem+toy", "<2> sees <1>"] == "<toy> sees <gem>"
     assert [cell.row for cell in found] == [
-        *["full"] * 8, *["turned"] * 4, *["sample.beta=0"] * 2, *["sample.beta=0.5"] * 2]
+        *["full"] * 8, *["turned"] * 4, *["more"] * 2, *["sample.beta=0"] * 2, *["sample.beta=0.5"] * 2]
 
 
 def test_casts_of_two_and_of_three_have_clips_of_their_own(project):
@@ -94,6 +96,8 @@ def test_options_of_a_row_lie_over_the_grids_and_those_over_the_projects(project
     ({"prompts": ["<3> runs"]}, "no such role"),
     ({"seeds": [-1]}, "whole numbers"),
     ({"rows": {"a": {"sampel": {}}}}, "did you mean 'sample'"),
+    ({"rows": {"a": {"seeds": []}}}, "rows.a.seeds should be a list of whole numbers"),
+    ({"rows": {"a": {"seeds": [1], "only": {"seeds": [0]}}}}, "say one of them"),
     ({"rows": {"a": {"sample": {"bta": 1}}}}, "did you mean 'beta'"),
     ({"rows": {"a": {"sample": {"beta": 2}}}}, "0 to 1"),
     ({"rows": {"a": {"sample": {"count": 2}}}}, "seeds"),

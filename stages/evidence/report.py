@@ -113,7 +113,8 @@ def headline(lines: Sequence[Line], split: str | None) -> str:
             value = float(np.mean([score(line) for line in own]))
             cell.append(f"{value:.0%}" if share else f"{value:.2f}")
         other = own[0]["against"]
-        compared = percent(against(cells, rows[other], SCORES["success"]), signed=True) if other in rows else ""
+        shared = cells.keys() & rows.get(other, {}).keys()
+        compared = percent(against(cells, rows[other], SCORES["success"]), signed=True) if shared else ""
         out.append([*cell, compared + (f", against {other}" if compared and other != first else "")])
     return markdown(out)
 

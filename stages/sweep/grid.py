@@ -11,6 +11,7 @@
       exchanged: {roles: exchanged, only: {casts: [0], seeds: [0]}}
       as published: {preset: paper}
       no guidance either: {preset: paper, sample: {tau: 0}, against: as published}      default: the first row
+      more of full: {seeds: [3, 4, 5]}                                                  default: the grid's
     sweeps:
       learn-subject.lambda1: {values: [0.1, 1], only: {casts: [toy+pet]}}       a row for each value
     control: true             beside each video the same without the motion LoRA; false: none; a row may say its own
@@ -38,11 +39,11 @@ from .parts import (
     Given,
     Row,
     casts_in,
-    listed_in,
     mapping_in,
     motions_in,
     options_in,
     rows_in,
+    seeds_in,
     texts_in,
     truth_in,
 )
@@ -112,16 +113,14 @@ def parse(project: Workspace, data: object, name: str) -> Grid:
     prompts = texts_in(top.get("prompts"), "prompts") or settings.prompts
     if not prompts:
         raise BadInput("there are no prompts", 'give some: prompts: ["{motion} in the snow"]')
-    seeds = listed_in(top.get("seeds", [0]), "seeds")
-    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
-        raise BadInput("seeds should be a list of whole numbers", f"it is {top.get('seeds')!r}")
-    known = {"casts": casts, "motions": tuple(motions), "prompts": prompts, "seeds": tuple(seeds)}
+    seeds = seeds_in(top.get("seeds", [0]), "seeds")
+    known = {"casts": casts, "motions": tuple(motions), "prompts": prompts, "seeds": seeds}
     rows = rows_in(top, known)
     common = options_in(top.get("options"), "options", tuple(OPTIONS))
     control = truth_in(top.get("control"), "control") is not False
     controls = {row.name: control if row.control is None else row.control for row in rows}
     effective = {row.name: _effective(project, common, row) for row in rows}
-    grid = Grid(name, casts, motions, prompts, tuple(dict.fromkeys(seeds)), rows, controls,
+    grid = Grid(name, casts, motions, prompts, seeds, rows, controls,
                 _effective(project, common, Row("common")), effective, ())
     return replace(grid, cells=tuple(cell for row in rows for cell in _cells(project, grid, row)))
 
@@ -150,7 +149,8 @@ def placed(project: Workspace, options: Options) -> Options:
 # -- expansion -------------------------------------------------------------------------------------------------------
 def _cells(project: Workspace, grid: Grid, row: Row) -> list[Cell]:
     """In the order in which the grid lists things; a motion without a clip for casts of this size has no cells."""
-    whole = {"casts": grid.casts, "motions": tuple(grid.motions), "prompts": grid.prompts, "seeds": grid.seeds}
+    whole = {"casts": grid.casts, "motions": tuple(grid.motions), "prompts": grid.prompts,
+             "seeds": row.seeds or grid.seeds}
     casts, motions, prompts, seeds = ([thing for thing in whole[key] if thing in row.only.get(key, whole[key])]
                                       for key in ONLY_KEYS)
     cells = []

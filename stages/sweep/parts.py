@@ -10,7 +10,7 @@ from ..options import OPTIONS
 
 ONLY_KEYS = ("casts", "motions", "prompts", "seeds")
 STAGE_KEYS = tuple(stage for stage in OPTIONS if stage != "eval")
-ROW_KEYS = ("roles", "preset", "only", "control", "against", *STAGE_KEYS)
+ROW_KEYS = ("roles", "preset", "only", "seeds", "control", "against", *STAGE_KEYS)
 Cast = tuple[str, ...]
 Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
 
@@ -18,7 +18,8 @@ Given = Mapping[str, Mapping[str, object]]        # {stage: {option: value}}
 @dataclass(frozen=True)
 class Row:
     """What is otherwise in this row's videos than in those of a row without anything. only: {key: what of it}. control:
-    whether its videos get one each; None: as the grid says. against: the row it is compared with; None: the first."""
+    whether its videos get one each; None: as the grid says. against: the row it is compared with; None: the first.
+    seeds: its own; none: the grid's."""
 
     name: str
     options: Given = field(default_factory=dict)
@@ -27,6 +28,7 @@ class Row:
     only: Mapping[str, tuple] = field(default_factory=dict)
     control: bool | None = None
     against: str | None = None
+    seeds: tuple[int, ...] = ()
 
 
 def mapping_in(value: object, where: str, keys: Sequence[str] | None = None) -> dict[str, object]:
@@ -44,6 +46,13 @@ def listed_in(value: object, where: str) -> list:
     if not isinstance(value, list):
         raise BadInput(f"{where} should be a list", f"it is {value!r}")
     return value
+
+
+def seeds_in(value: object, where: str) -> tuple[int, ...]:
+    seeds = listed_in(value, where)
+    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
+        raise BadInput(f"{where} should be a list of whole numbers", f"it is {value!r}")
+    return tuple(dict.fromkeys(seeds))
 
 
 def truth_in(value: object, where: str) -> bool | None:
@@ -118,8 +127,11 @@ def rows_in(top: Mapping[str, object], known: Mapping[str, tuple]) -> tuple[Row,
         only = _only(entry.pop("only", None), where, known)
         control = truth_in(entry.pop("control", None), f"{where}.control")
         against = entry.pop("against", None)
+        seeds = seeds_in(entry.pop("seeds"), f"{where}.seeds") if "seeds" in entry else ()
+        if seeds and "seeds" in only:
+            raise BadInput(f"{where} has seeds of its own, and only some of the grid's", "say one of them")
         rows.append(Row(str(name), options_in(entry, where, STAGE_KEYS), roles == "exchanged", preset, only, control,
-                        None if against is None else str(against)))
+                        None if against is None else str(against), seeds))
     for name, entry in mapping_in(top.get("sweeps"), "sweeps").items():
         stage, _, option = str(name).rpartition(".")
         if stage not in STAGE_KEYS:
