@@ -71,11 +71,10 @@ def test_the_very_subjects_on_the_very_paths_succeed(motion, actors):
 # -- the report -------------------------------------------------------------------------------------------------------
 def lines_of(rows):
     """A line per cell; rows: {name: cell -> whether it succeeds (None: it failed to be made)}."""
-            line = {"row": row, "against": None if row == "full" else "full", "cast": "+".join(cast), "motion": motion,
-                    "prompt": prompt, "seed": seed, "sample": None, "why": ""}
     for row, good in rows.items():
         for cast, motion, prompt, seed in product((*DEVELOPMENT, *CONFIRMATION), MOTIONS, PROMPTS, SEEDS):
-            line = dict(row=row, against=None if row == "full" else "full", cast="+".join(cast), motion=motion, prompt=prompt, seed=seed, sample=None, why="")
+            line = {"row": row, "against": None if row == "full" else "full", "cast": "+".join(cast), "motion": motion,
+                    "prompt": prompt, "seed": seed, "sample": None, "why": ""}
             verdict = good(cast, motion, prompt, seed)
             if verdict is None:
                 out.append(line | {"state": "failed", "success": False, "why": "sample x: broken"})
