@@ -71,6 +71,7 @@ def test_the_very_subjects_on_the_very_paths_succeed(motion, actors):
 # -- the report -------------------------------------------------------------------------------------------------------
 def lines_of(rows):
     """A line per cell; rows: {name: cell -> whether it succeeds (None: it failed to be made)}."""
+    out = []
     for row, good in rows.items():
         for cast, motion, prompt, seed in product((*DEVELOPMENT, *CONFIRMATION), MOTIONS, PROMPTS, SEEDS):
             line = {"row": row, "against": None if row == "full" else "full", "cast": "+".join(cast), "motion": motion,
