@@ -2,7 +2,7 @@
 the grids that `videomage sweep` runs on it.
 
 A cast is who plays: six pairs and two triples. The development split chose the preset, together with casts that stand
-in no table; the confirmation split chose nothing, and was looked at once for each of two presets (docs/evidence.md).
+in no table; the confirmation split chose nothing, and was looked at once for each of three presets (docs/evidence.md).
 A triple has clips of its own, with three actors. Of the five held-out motions leapfrog is left out:
 there one actor hides the other so much that the segmenter's tracks and the oracle's agree on 86 % of the frames of
 rendered clips alone (bench/tracks.py).
