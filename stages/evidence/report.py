@@ -120,13 +120,15 @@ def headline(lines: Sequence[Line], split: str | None) -> str:
 
 
 def parted(lines: Sequence[Line], grid: grids.Grid) -> tuple[list[Line], list[Line]]:
-    """Those of the rows that have every cell of the first, and those of rows of fewer with the first's of the same."""
-    count = {row.name: sum(cell.row == row.name for cell in grid.cells) for row in grid.rows}
+    """Those of the rows that ask for the same cells as the first, and those of all others with the first's of these."""
+    asked: dict[str, set[tuple]] = {row.name: set() for row in grid.rows}
+    for cell in grid.cells:
+        asked[cell.row].add((cell.cast, cell.motion, cell.prompt, cell.seed))
     first = grid.rows[0].name
-    whole = [line for line in lines if count[str(line["row"])] == count[first]]
-    fewer = [line for line in lines if count[str(line["row"])] < count[first]]
-    keys = {key(line) for line in fewer}
-    return whole, [line for line in whole if line["row"] == first and key(line) in keys] + fewer
+    whole = [line for line in lines if asked[str(line["row"])] == asked[first]]
+    others = [line for line in lines if asked[str(line["row"])] != asked[first]]
+    keys = {key(line) for line in others}
+    return whole, [line for line in whole if line["row"] == first and key(line) in keys] + others
 
 
 def paper(lines: Sequence[Line]) -> str:
@@ -219,13 +221,13 @@ def report(project: Workspace, grid: Path, docs: Path) -> Path:
     write([{key: line.get(key) for key in KEPT} for line in lines], folder / "results.csv")
     sheets(project, lines, folder)
     page = docs / "evidence.md"
-    whole, fewer = parted(lines, wanted)
-    tables = {"confirmation": lambda: headline(whole, "confirmation"),
-              "development": lambda: headline(whole, "development"), "all": lambda: headline(whole, None),
+    whole, others = parted(lines, wanted)
+    splits = [split for split in SPLITS if any(split_of(line) == split for line in whole)]
+    tables = {**{split: partial(headline, whole, split) for split in splits}, "all": lambda: headline(whole, None),
               "where": lambda: where(lines), "paper": lambda: paper(whole), "agreement": lambda: agreement(whole),
               "settings": lambda: settings(project)}
-    if fewer:
-        tables["fewer"] = lambda: headline(fewer, None)
+    if others:
+        tables["fewer"] = lambda: headline(others, None)
     if (project.root / "alone.json").is_file():
         tables["alone"] = lambda: alone.table(read_json(project.root / "alone.json"))
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Evidence\n" + "".join(
